@@ -1,0 +1,37 @@
+# Everything sets itself up: a machine with Python, pip and make is enough. Nothing is done twice.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (once; a minute or two)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## create .venv and install prefloop with its development tools
+
+demo: $(STAMP)  ## the whole loop on the embedded world: prefloop quickstart
+	$(BIN)/prefloop quickstart
+
+test: $(STAMP)  ## all tests; warnings are errors
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, floors, names
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite the code in the house's format
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+clean:  ## remove the virtual environment, caches and runs
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache runs

@@ -1,0 +1,1 @@
+"""Networks: policy, scalar heads, packed attention, update."""

@@ -1,0 +1,110 @@
+"""One number per place: the reward model (read at the last response token) and the critic (read before every token)."""
+
+import copy
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+
+from prefloop.batches import PackedBatch
+from prefloop.errors import ModelError
+from prefloop.models.backbone import Backbone
+
+PAD_TOKEN = "<|pad|>"
+
+
+class ScalarModel:
+    """A backbone with a linear head of one output, the shape of `AutoModelForSequenceClassification` with one label."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        adapter: str | None = None,
+        head: torch.nn.Linear | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.adapter = adapter
+        self.head = head if head is not None else zero_head(backbone)
+
+    @classmethod
+    def from_classifier(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **options: str) -> "ScalarModel":
+        """A loaded one-label classifier as backbone and head."""
+        head = getattr(model, "score", None)
+        if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+            raise ModelError(
+                f"{type(model).__name__} has no plain `score` layer: only decoders with a sequence classification head "
+                "are read as reward models"
+            )
+        return cls(Backbone(model, **options), tokenizer, head=head)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The trainable parameters by name: body or adapter, and always the head."""
+        return {**self.backbone.parameters(self.adapter), "score.weight": self.head.weight}  # type: ignore[dict-item]
+
+    def at_ends(self, batch: PackedBatch, *, head_dropout: float = 0.0) -> Float[Tensor, " response"]:
+        """One score per response, read at its last token (the end-of-sequence token when it ended).
+
+        `head_dropout` drops that share of the hidden units, from torch's global random state.
+        """
+        batch = batch.to(self.device)
+        return self._read(batch, batch.last_index, head_dropout=head_dropout)
+
+    def before_targets(self, batch: PackedBatch) -> Float[Tensor, " target"]:
+        """One value per counted response token, read before that token is chosen: V(s) of the state it was chosen in."""
+        batch = batch.to(self.device)
+        return self._read(batch, batch.predictor_index)
+
+    def before_targets_and_at_ends(
+        self, batch: PackedBatch
+    ) -> tuple[Float[Tensor, " target"], Float[Tensor, " response"]]:
+        """Both readings from one forward pass."""
+        batch = batch.to(self.device)
+        values = self._read(batch, torch.cat([batch.predictor_index, batch.last_index]))
+        return values[: batch.num_targets], values[batch.num_targets :]
+
+    def _read(self, batch: PackedBatch, places: Tensor, *, head_dropout: float = 0.0) -> Tensor:
+        hidden = self.backbone.hidden(batch, adapter=self.adapter)[places].float()
+        if head_dropout:
+            hidden = torch.nn.functional.dropout(hidden, head_dropout)
+        return torch.nn.functional.linear(hidden, self.head.weight.float())[:, 0]
+
+    def save(self, folder: Path) -> None:
+        """Weights (adapter merged), config and tokenizer: `AutoModelForSequenceClassification` gives the same scores.
+
+        transformers finds the last token by looking for padding, so the padding token must not be the end token: a
+        tokenizer without a padding token of its own gets one.
+        """
+        tokenizer = self.tokenizer
+        config = type(self.backbone.model.config).from_dict(self.backbone.model.config.to_dict())
+        config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+        result = model.base_model.load_state_dict(self.backbone.plain_state(self.adapter), strict=False)
+        if result.unexpected_keys:
+            raise ModelError(f"the weights {result.unexpected_keys[:3]} have no place in {type(model).__name__}")
+        with torch.no_grad():
+            model.score.weight.copy_(self.head.weight)
+        model.to(self.backbone.model.dtype)
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+            if len(tokenizer) > config.get_text_config().vocab_size:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def zero_head(backbone: Backbone) -> torch.nn.Linear:
+    """A head that starts by saying 0 everywhere."""
+    head = torch.nn.Linear(backbone.width, 1, bias=False, device=backbone.device)
+    torch.nn.init.zeros_(head.weight)
+    return head

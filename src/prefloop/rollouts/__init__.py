@@ -1,0 +1,1 @@
+"""Completions with log-probabilities, and their scores."""

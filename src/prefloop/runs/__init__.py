@@ -1,0 +1,1 @@
+"""The only floor that trains against clock, disk and signals."""

@@ -1,0 +1,207 @@
+"""Everyday tasks in the garden and with animals."""
+
+from prefloop.worlds.tutorials.task import Task
+
+GARDEN_AND_ANIMALS: tuple[Task, ...] = (
+    Task(
+        "repot_a_plant",
+        "repot a plant",
+        (
+            "Choose a pot one size larger than the old.",
+            "Cover the drainage hole with a shard of clay.",
+            "Ease the plant out and loosen its roots.",
+            "Set the roots on a layer of fresh soil.",
+            "Fill the gaps and press the soil down gently.",
+            "Water the plant until drops leave the bottom.",
+        ),
+    ),
+    Task(
+        "sow_tomato_seeds",
+        "sow tomato seeds",
+        (
+            "Fill small pots with fine seed compost.",
+            "Press two tomato seeds into each pot.",
+            "Dust a thin layer of compost over the seeds.",
+            "Keep the pots warm until green tips appear.",
+            "Pull out the weaker seedling in each pot.",
+            "Plant the survivors outdoors after the last frost.",
+        ),
+    ),
+    Task(
+        "start_a_compost_heap",
+        "start a compost heap",
+        (
+            "Pick a shady corner on bare earth.",
+            "Lay down twigs so that air can enter.",
+            "Alternate kitchen scraps with dry leaves on top.",
+            "Turn the growing heap with a fork every month.",
+            "Spread the dark crumbly compost after a year.",
+        ),
+    ),
+    Task(
+        "plant_a_young_tree",
+        "plant a young tree",
+        (
+            "Dig a hole twice as wide as the roots.",
+            "Drive a stake into the bottom of the hole.",
+            "Stand the tree upright beside the stake.",
+            "Shovel the loose earth back around the roots.",
+            "Tread the ground firm with your heel.",
+            "Tie the trunk to the stake with soft string.",
+            "Pour two full cans of water around it.",
+        ),
+    ),
+    Task(
+        "prune_a_rose_bush",
+        "prune a rose bush",
+        (
+            "Wait until late winter when the buds swell.",
+            "Sharpen and clean your garden shears.",
+            "Remove all dead wood down to the base.",
+            "Shorten the healthy stems just above an outward bud.",
+            "Gather up the cuttings so that no disease remains.",
+        ),
+    ),
+    Task(
+        "grow_herbs_on_a_windowsill",
+        "grow herbs on a windowsill",
+        (
+            "Find a windowsill with six hours of sun.",
+            "Line up pots with holes in the base.",
+            "Fill them with light, sandy soil.",
+            "Scatter basil and parsley seed on top.",
+            "Mist the surface daily until leaves unfold.",
+            "Snip the tips often to keep them bushy.",
+        ),
+    ),
+    Task(
+        "mow_the_lawn",
+        "mow the lawn",
+        (
+            "Wait for a dry afternoon to mow.",
+            "Clear stones and toys off the grass.",
+            "Set the blades to a medium height.",
+            "Mow the outer edge of the lawn first.",
+            "Work inward in slightly overlapping stripes.",
+            "Rake the clippings onto the compost.",
+        ),
+    ),
+    Task(
+        "plant_spring_bulbs",
+        "plant spring bulbs",
+        (
+            "Buy firm tulip or daffodil bulbs in autumn.",
+            "Dig holes three times as deep as a bulb.",
+            "Drop each bulb in with its tip up.",
+            "Close the holes and water them once.",
+            "Look for green noses in early March.",
+        ),
+    ),
+    Task(
+        "build_a_raised_bed",
+        "build a raised bed",
+        (
+            "Mark out a rectangle in a sunny spot.",
+            "Saw four planks to match its sides.",
+            "Screw the planks together at the corners.",
+            "Level the finished frame on the ground.",
+            "Line the bottom with plain cardboard.",
+            "Fill the frame with soil and compost.",
+            "Set out your first lettuce plants in rows.",
+        ),
+    ),
+    Task(
+        "take_a_cutting_from_a_houseplant",
+        "take a cutting from a houseplant",
+        (
+            "Look for a healthy shoot without flowers.",
+            "Cut the shoot just below a leaf joint.",
+            "Strip the lower leaves off the cutting.",
+            "Stand it in a glass of clean water.",
+            "Change that water every few days.",
+            "Pot the cutting once its roots are long.",
+        ),
+    ),
+    Task(
+        "give_a_dog_a_bath",
+        "give a dog a bath",
+        (
+            "Brush the dog to remove loose hair.",
+            "Fill the tub with a little lukewarm water.",
+            "Soak the coat from neck to tail.",
+            "Work in dog shampoo with your fingertips.",
+            "Rinse until the foam is completely gone.",
+            "Rub the dog dry with a big towel.",
+            "Reward the patient animal with a treat.",
+        ),
+    ),
+    Task(
+        "clean_a_fish_tank",
+        "clean a fish tank",
+        (
+            "Unplug the heater and the filter.",
+            "Scrape the algae off the glass.",
+            "Siphon a quarter of the water into a bucket.",
+            "Rinse the filter sponge in that old water.",
+            "Refill the tank with treated water of equal warmth.",
+            "Plug the equipment in and watch the fish settle.",
+        ),
+    ),
+    Task(
+        "teach_a_dog_to_sit",
+        "teach a dog to sit",
+        (
+            "Hold a treat close to the dog's nose.",
+            "Raise the treat slowly above its head.",
+            "Say sit as its hindquarters touch the floor.",
+            "Hand over the treat and praise it warmly.",
+            "Repeat the exercise later without any food.",
+        ),
+    ),
+    Task(
+        "hang_a_bird_feeder",
+        "hang a bird feeder",
+        (
+            "Choose a branch that cats cannot reach.",
+            "Tie a strong cord around the branch.",
+            "Hook the empty feeder onto the cord.",
+            "Fill the feeder with sunflower seeds.",
+            "Top it up whenever the birds finish.",
+        ),
+    ),
+    Task(
+        "welcome_a_new_kitten",
+        "welcome a new kitten",
+        (
+            "Prepare one quiet room with food and water.",
+            "Place the litter tray far from the bowls.",
+            "Open the carrier and let the kitten come out.",
+            "Sit on the floor until it approaches you.",
+            "Offer a toy for a first short game.",
+            "Open the other rooms after a few days.",
+        ),
+    ),
+    Task(
+        "store_apples_for_winter",
+        "store apples for winter",
+        (
+            "Pick the apples on a cool dry day.",
+            "Sort out every fruit with a bruise.",
+            "Wrap each sound apple in newspaper.",
+            "Lay them stalk up in shallow crates.",
+            "Carry the crates to a dark cellar.",
+            "Check weekly and remove any that rot.",
+        ),
+    ),
+    Task(
+        "keep_plants_watered_on_holiday",
+        "keep plants watered on holiday",
+        (
+            "Move the plants together out of the sun.",
+            "Give every plant a thorough drink.",
+            "Set a full bucket above the pots.",
+            "Sink one end of a wool thread in it.",
+            "Bury the other end in the plant's soil.",
+        ),
+    ),
+)
