@@ -195,7 +195,7 @@ def test_a_content_cannot_forge_a_control_token(conversation_tokenizer, attack):
         attacked[role] = Message(CONVERSATION[role].role, attack)
         ids = chat_format.prompt_ids(tuple(attacked))
         assert controls(chat_format, ids) == controls(chat_format, chat_format.prompt_ids(CONVERSATION))
-        assert attack.strip() in conversation_tokenizer.decode(ids)
+        assert f"{attacked[role].role}\n{attack}" in conversation_tokenizer.decode(ids)
 
 
 def test_a_marker_that_is_added_but_not_special_cannot_be_forged_where_the_template_writes_it(chat_tokenizer):

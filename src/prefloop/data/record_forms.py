@@ -109,9 +109,7 @@ def _number(row: Row, column: str) -> float:
             value = float(value)
         except ValueError:
             raise RowProblem(f"{column} is {value!r}; it must be a number") from None
-    if isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float):  # true and false count as 1 and 0
         raise RowProblem(f"{column} is {json_type(value)}; it must be a number")
     if value != value or value in (float("inf"), float("-inf")):
         raise RowProblem(f"{column} is {value}; it must be a finite number")
