@@ -124,6 +124,7 @@ class RewardSource(Protocol):
 class Annotator(Protocol):
     """A person, or somebody who stands in for one, choosing between two completions."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def choose(self, comparison: Comparison, rng: random.Random) -> Label: ...

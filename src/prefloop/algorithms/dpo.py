@@ -1,17 +1,18 @@
 """Direct preference optimisation (DPO): a policy from pairs of answers, without a reward model.
 
-What is learned from what: from pairs (prompt, chosen, rejected), a policy whose log-probabilities, measured against a frozen
-reference, explain the choices: beta * (log pi - log ref) is the reward it implies.
+What is learned from what: from pairs (prompt, chosen, rejected), a policy whose log-probabilities, measured against a
+frozen reference, explain the choices: beta * (log pi - log ref) is the reward it implies.
 
-Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7. `loss` "ipo" is Azar et al. 2023, arXiv:2310.12036, equation 17;
-"hinge" is Zhao et al. 2023, arXiv:2305.10425, equation 2 (as SLiC on the same margin); `label_smoothing` is conservative DPO.
+Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7. `loss` "ipo" is Azar et al. 2023, arXiv:2310.12036, equation
+17; "hinge" is the calibration loss of Zhao et al. 2023, arXiv:2305.10425, on the same margin; `label_smoothing` is
+conservative DPO.
 
 Departures from the paper:
 1. AdamW instead of RMSprop.
 2. `soft_labels` (sigmoid loss) asks for the share of annotators who preferred the chosen side instead of certainty: the
    cross-entropy against that share, of which equation 7 is the case 1.
-3. `chosen_nll_weight` adds the negative log-likelihood per token of the chosen answer (Pang et al. 2024, arXiv:2404.19733,
-   equation 2); it is 0, off, by default.
+3. `chosen_nll_weight` adds the negative log-likelihood per token of the chosen answer (Pang et al. 2024,
+   arXiv:2404.19733, equation 2); it is 0, off, by default.
 4. The reference's log-probabilities are computed once, before the first step, and kept.
 
 Symbols: margin = log ratio of the chosen minus log ratio of the rejected answer, summed over tokens, in nats.
@@ -63,10 +64,20 @@ class Config(OptimizerSettings):
 
 
 class DPO:
-    """See the module's docstring. Each group holds two responses, the chosen first; `agreement` is the share who chose it."""
+    """See the module's docstring. Each group holds two responses, the chosen first.
+
+    `agreement` is the share of annotators who chose it.
+    """
 
     name: ClassVar[str] = "dpo"
-    headline: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin", "chosen_log_ratio", "rejected_log_ratio", "evaluate/accuracy")
+    headline: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "accuracy",
+        "margin",
+        "chosen_log_ratio",
+        "rejected_log_ratio",
+        "evaluate/accuracy",
+    )
 
     def __init__(
         self,

@@ -1,25 +1,26 @@
 """Proximal policy optimisation (PPO): a policy from scores of its own samples, held near a reference.
 
-What is learned from what: the policy samples an answer to each prompt; a reward source scores it once, at its last token;
-every token pays for its log ratio to the frozen reference; a critic turns rewards into advantages; policy and critic learn
-from minibatches of the same rollout.
+What is learned from what: the policy samples an answer to each prompt; a reward source scores it once, at its last
+token; every token pays for its log ratio to the frozen reference; a critic turns rewards into advantages; policy and
+critic learn from minibatches of the same rollout.
 
-Source: Schulman et al. 2017, arXiv:1707.06347, equations 7 and 9, with the reward of Ziegler et al. 2019, arXiv:1909.08593,
-equation 2, generalised advantages (Schulman et al. 2015, arXiv:1506.02438, equation 16), and the details that Huang et al.
-2024, arXiv:2403.17031, found to matter (missing end tokens, whitening, a critic that starts from the reward model).
+Source: Schulman et al. 2017, arXiv:1707.06347, equations 7 and 9, with the reward of Ziegler et al. 2019,
+arXiv:1909.08593, equation 2, generalised advantages (Schulman et al. 2015, arXiv:1506.02438, equation 16), and the
+details that Huang et al. 2024, arXiv:2403.17031, found to matter (missing end tokens, whitening, a critic that starts
+from the reward model).
 
 Departures from the paper:
 1. Policy and critic have an optimizer each; their losses do not share a backward pass.
 2. Losses are averaged over the tokens of a minibatch, not over sequences.
 3. No entropy bonus: the KL term to the reference keeps the policy broad.
 4. A completion without an end token gets `missing_end_score` in place of its score.
-5. `kl_budget` ends the run when the policy has moved that far (nats per sequence) from the reference: past some distance a
-   learned reward rises while what it stands for falls (Gao et al. 2022, arXiv:2210.10760).
-6. Log-probabilities of the sampling policy are those the decode loop recorded; under bfloat16 they are recomputed, because
-   two bfloat16 computations of one number differ.
+5. `kl_budget` ends the run when the policy has moved that far (nats per sequence) from the reference: past some
+   distance a learned reward rises while what it stands for falls (Gao et al. 2022, arXiv:2210.10760).
+6. Log-probabilities of the sampling policy are those the decode loop recorded; under bfloat16 they are recomputed,
+   because two bfloat16 computations of one number differ.
 
-Symbols: log_ratio_new_over_old compares the policy with itself at sampling time, log_ratio_policy_over_reference with the
-reference; both per token, in nats.
+Symbols: log_ratio_new_over_old compares the policy with itself at sampling time, log_ratio_policy_over_reference with
+the reference; both per token, in nats.
 """
 
 from collections.abc import Sequence
@@ -203,6 +204,8 @@ class PPO:
         rollout, rewards = self.collect(step, rows)
         rollout = self.credit(rollout, rewards)
         updates = self.learn(step, rollout)
+        # Before the controller moves: the coefficient on record is the one that this rollout paid.
+        measures = {**self._rollout_measures(rollout), **updates}
         kl = self._kl_per_sequence(rollout)
         if self.config.kl_control == "adaptive":
             self.kl_coefficient = adapted_kl_coefficient(
@@ -213,7 +216,7 @@ class PPO:
                 num_samples=len(rollout.groups),
             )
         return StepReport(
-            {**self._rollout_measures(rollout), **updates},
+            measures,
             num_tokens=sum(group.num_tokens for group in rollout.groups),
             stop_reason=self._stop_reason(float(kl.mean())),
         )
@@ -231,8 +234,21 @@ class PPO:
         ]
         scores = torch.tensor(self.reward.score(prompts, completions))
         require_finite(float(scores.sum()), "the sum of the reward source's scores")
-        measured = self._measure(groups, completions)
-        rollout = Rollout(prompts, groups, completions, scores, *measured, measured[0], measured[0])
+        logprobs, references, values, end_values, segment = self._measure(groups, completions)
+        rollout = Rollout(
+            prompts=prompts,
+            groups=groups,
+            completions=completions,
+            scores=scores,
+            logprobs=logprobs,
+            reference_logprobs=references,
+            values=values,
+            end_values=end_values,
+            segment=segment,
+            # Nothing is credited yet.
+            advantages=torch.zeros_like(values),
+            returns=torch.zeros_like(values),
+        )
         log_ratio_policy_over_reference = kl_policy_from_reference_k1(rollout.logprobs, rollout.reference_logprobs)
         shaped = self.shaped_scores(scores, completions)
         rewards = score_on_last_token(shaped, rollout.segment, token_count=len(rollout.segment))
@@ -276,8 +292,9 @@ class PPO:
     def _learn_policy(self, rollout: Rollout, members: Sequence[int], measures: "_UpdateMeasures") -> None:
         places = rollout.places(members)
         at, kl_sum = 0, 0.0
-        for part in micro_batches([rollout.groups[m] for m in members], max_tokens=self.config.max_tokens_per_micro_batch):
-            packed = pack([rollout.groups[members[number]] for number in part])
+        groups = [rollout.groups[member] for member in members]
+        for part in micro_batches(groups, max_tokens=self.config.max_tokens_per_micro_batch):
+            packed = pack([groups[number] for number in part])
             mine = places[at : at + packed.num_targets]
             at += packed.num_targets
             scored = self.policy.logprobs(packed, temperature=self.config.temperature)
@@ -286,9 +303,7 @@ class PPO:
             losses = clipped_surrogate(log_ratio_new_over_old, advantages, clip_range=self.config.clip_range)
             clipped = clip_fraction(log_ratio_new_over_old.detach(), advantages, clip_range=self.config.clip_range)
             self.policy_update.backward(losses.sum() / len(places))
-            kl_sum += measures.add_policy(
-                losses.detach(), log_ratio_new_over_old.detach(), scored.entropy, clipped
-            )
+            kl_sum += measures.add_policy(losses.detach(), log_ratio_new_over_old.detach(), scored.entropy, clipped)
         measures.last_kl_old_from_new = kl_sum / len(places)
         require_finite(measures.policy_loss, "the PPO policy loss")
         measures.add_norm("policy", self.policy_update.step())
@@ -296,8 +311,9 @@ class PPO:
     def _learn_critic(self, rollout: Rollout, members: Sequence[int], measures: "_UpdateMeasures") -> None:
         places = rollout.places(members)
         at = 0
-        for part in micro_batches([rollout.groups[m] for m in members], max_tokens=self.config.max_tokens_per_micro_batch):
-            packed = pack([rollout.groups[members[number]] for number in part])
+        groups = [rollout.groups[member] for member in members]
+        for part in micro_batches(groups, max_tokens=self.config.max_tokens_per_micro_batch):
+            packed = pack([groups[number] for number in part])
             mine = places[at : at + packed.num_targets]
             at += packed.num_targets
             values = self.critic.before_targets(packed)
@@ -340,7 +356,7 @@ class PPO:
 
     @torch.no_grad()
     def _measure(self, groups: Sequence[TokenGroup], completions: Sequence[Completion]) -> tuple[Tensor, ...]:
-        """Per token: log-probabilities of policy and reference, values; per completion the value at its end; segments."""
+        """Per token: log-probabilities of policy and reference, values; per completion its end's value; segments."""
         recompute = self.policy.backbone.precision != "float32"
         logprobs, references, values, end_values = [], [], [], []
         for part in micro_batches(groups, max_tokens=2 * self.config.max_tokens_per_micro_batch):

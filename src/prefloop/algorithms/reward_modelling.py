@@ -1,17 +1,17 @@
 """Reward modelling: a score for a response, learned from which of two responses people preferred.
 
-What is learned from what: a language model with one scalar output, read at the last token of the response. From pairs, by
-binary cross-entropy on the difference of the two scores (Bradley-Terry); from single texts with a binary label, by binary
-cross-entropy on the score itself.
+What is learned from what: a language model with one scalar output, read at the last token of the response. From pairs,
+by binary cross-entropy on the difference of the two scores (Bradley-Terry); from single texts with a binary label, by
+binary cross-entropy on the score itself.
 
-Source: Ouyang et al. 2022, arXiv:2203.02155, equation 1; Bradley and Terry 1952. The penalty on the size of scores is from
-Touvron et al.'s reward modelling practice: a Bradley-Terry score is free up to a constant per prompt, and the penalty
-keeps it near zero.
+Source: Ouyang et al. 2022, arXiv:2203.02155, equation 1; Bradley and Terry 1952.
 
 Departures from the paper:
 1. A pair is one training example; the pairs of one prompt need not share a step.
 2. `soft_labels` asks the model for the share of annotators who preferred the chosen side instead of certainty.
 3. `head_dropout` drops hidden units before the scalar head while training (off by default).
+4. `score_penalty` adds the squared scores: a Bradley-Terry score is free up to a constant per prompt, and the penalty
+   keeps it near zero. (Eisenstein et al. 2023, arXiv:2312.09244, do so with the squared sum of a pair's scores.)
 """
 
 from collections.abc import Sequence
@@ -60,12 +60,20 @@ class Config(OptimizerSettings):
 class RewardModelling:
     """See the module's docstring.
 
-    With pairs, each group holds two responses, the chosen first, and `targets` are the shares of annotators who chose it.
+    With pairs, each group holds two responses, the chosen first, and `targets` are the shares of annotators who chose
+    it.
     With single texts, each group holds one response, and `targets` are the labels 0 or 1.
     """
 
     name: ClassVar[str] = "reward_modelling"
-    headline: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "evaluate/accuracy", "margin", "score_spread", "learning_rate")
+    headline: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "accuracy",
+        "evaluate/accuracy",
+        "margin",
+        "score_spread",
+        "learning_rate",
+    )
 
     def __init__(
         self,
@@ -90,9 +98,7 @@ class RewardModelling:
 
     def batch(self, step: int) -> tuple[int, list[int]]:
         """The step number (dropout is drawn from it) and the rows."""
-        return step, batch_indices(
-            self.seed, "data", step, length=len(self.groups), batch_size=self.config.batch_size
-        )
+        return step, batch_indices(self.seed, "data", step, length=len(self.groups), batch_size=self.config.batch_size)
 
     def step(self, batch: tuple[int, Sequence[int]]) -> StepReport:
         step, rows = batch
@@ -119,7 +125,7 @@ class RewardModelling:
         return StepReport(measures, num_tokens=sum(group.num_tokens for group in groups))
 
     def losses(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """One loss (nats) per pair or text; `scores` holds chosen and rejected in turn when there are two per target."""
+        """One loss (nats) per pair or text; `scores` holds chosen and rejected in turn when targets are of pairs."""
         if len(scores) == len(targets):
             return binary_cross_entropy(scores, targets)
         chosen, rejected = scores[0::2], scores[1::2]

@@ -1,7 +1,7 @@
 """Supervised fine-tuning (SFT): imitate demonstrations.
 
-What is learned from what: a policy from prompts with the answer to imitate, or from whole texts, by maximum likelihood of
-the supervised tokens, the end-of-sequence token included.
+What is learned from what: a policy from prompts with the answer to imitate, or from whole texts, by maximum likelihood
+of the supervised tokens, the end-of-sequence token included.
 
 Source: Ouyang et al. 2022, arXiv:2203.02155, section 3.5 (step 1).
 

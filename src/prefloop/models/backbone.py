@@ -5,7 +5,8 @@ named adapters on one backbone, and the reference is the backbone with its adapt
 """
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -14,18 +15,23 @@ import torch
 from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from prefloop.batches import PackedBatch
 from prefloop.errors import ModelError
-from prefloop.models.packed_attention import register
+from prefloop.models.packed_attention import NAME, register
 
 Precision = Literal["float32", "bfloat16"]
 
 
 class Backbone:
-    """A Hugging Face model run over packed batches. `adapter` names the LoRA adapter to use, None means the plain weights."""
+    """A Hugging Face model run over packed batches. `adapter` names the LoRA adapter to use; None is plain weights."""
 
     def __init__(self, model: PreTrainedModel, *, precision: Precision = "float32") -> None:
         model.set_attn_implementation(register())
@@ -38,6 +44,11 @@ class Backbone:
     def body(self) -> torch.nn.Module:
         """The transformer without its head."""
         return self.model.base_model
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """The language-model head. Raises ModelError for a model without one."""
+        return head_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +64,15 @@ class Backbone:
         return getattr(self.model.config, "max_position_embeddings", None)
 
     def hidden(self, batch: PackedBatch, *, adapter: str | None = None) -> Float[Tensor, "token width"]:
-        """The last hidden states of the packed row."""
+        """The last hidden states of the packed row. Raises ModelError for a sequence beyond the model's positions."""
+        if self.max_length is not None and batch.layout.longest_leaf > self.max_length:
+            raise ModelError(
+                f"a sequence of {batch.layout.longest_leaf} tokens is longer than the {self.max_length} positions of "
+                f"the model: set max_length to {self.max_length} or less"
+            )
+        if self.model.config._attn_implementation != NAME:
+            # Another attention would take the layout as a keyword it need not read, and let every token see the row.
+            raise ModelError(f"the attention of {type(self.model).__name__} was replaced after it was made a backbone")
         batch = batch.to(self.device)
         with self.using(adapter), self.autocast():
             out = self.body(
@@ -75,7 +94,10 @@ class Backbone:
 
     def add_adapter(self, name: str, config: LoraConfig) -> None:
         """A fresh LoRA adapter; with its B matrices at zero it changes nothing yet. The plain weights freeze."""
-        self.model.add_adapter(config, adapter_name=name)
+        with warnings.catch_warnings():
+            # Several adapters on one model is what this class is for.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            self.model.add_adapter(config, adapter_name=name)
         self.adapters.append(name)
         self._active = name
         with self.using(None):
@@ -146,8 +168,26 @@ class Backbone:
                 continue
             plain = name.replace(".base_layer.", ".")
             owner = plain.rsplit(".", 1)[0]
-            merged[plain] = value + deltas[owner].to(value.dtype) if plain.endswith(".weight") and owner in deltas else value
+            merged[plain] = (
+                value + deltas[owner].to(value.dtype) if plain.endswith(".weight") and owner in deltas else value
+            )
         return merged
+
+
+def head_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The model's language-model head. Raises ModelError for a model without one."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no language-model head: a policy needs a causal model")
+    return head
+
+
+def load_body(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Puts a body's weights into a fresh model. Raises ModelError unless weights and places match one to one."""
+    result = model.base_model.load_state_dict(state, strict=False)
+    strays = [*result.unexpected_keys, *result.missing_keys]
+    if strays:
+        raise ModelError(f"the weights {', '.join(strays[:3])} do not fit {type(model).__name__}; nothing was saved")
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
@@ -193,8 +233,8 @@ def _loading(name_or_path: str, what: str) -> Iterator[None]:
         if Path(name_or_path).exists():
             raise ModelError(f"could not load the {what} in {name_or_path}: {_first_line(problem)}") from problem
         raise ModelError(
-            f"could not load the {what} '{name_or_path}': it is no local folder, and the Hub cannot be reached or has no such "
-            f"model; give a folder in the Hugging Face layout, for example model=path/to/folder"
+            f"could not load the {what} '{name_or_path}': it is no local folder, and the Hub cannot be reached or has "
+            f"no such model; give a folder in the Hugging Face layout, for example model=path/to/folder"
         ) from problem
 
 
@@ -203,7 +243,7 @@ def _first_line(problem: BaseException) -> str:
 
 
 def switch_off_dropout(model: torch.nn.Module) -> None:
-    """Sets every dropout to zero, in modules and in config, because a ratio of log-probabilities is noise under dropout."""
+    """Sets every dropout to zero, in modules and config: under dropout a ratio of log-probabilities is noise."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

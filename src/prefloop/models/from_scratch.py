@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from prefloop.errors import ModelError
+from prefloop.models.backbone import switch_off_dropout
 
 Architecture = Literal["llama", "gpt2", "qwen2", "qwen3", "gpt_neox"]
 
@@ -31,8 +32,8 @@ def train_tokenizer(
     """A byte-level BPE tokenizer with a chat template and the special tokens that it needs; any text round-trips.
 
     With `sentence_min_count`, a sentence (or list number) that the texts hold at least so many times becomes one token,
-    on top of `vocabulary_size`. Where a small world repeats its sentences, an answer then is a dozen tokens instead of a
-    hundred; merging across spaces is what SuperBPE (Liu et al. 2025, arXiv:2503.13423) does for large ones.
+    on top of `vocabulary_size`. Where a small world repeats its sentences, an answer then is a dozen tokens instead of
+    a hundred; merging across spaces is what SuperBPE (Liu et al. 2025, arXiv:2503.13423) does for large ones.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,7 +47,11 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     if sentence_min_count is not None:
         counts = Counter(piece for text in texts for piece in SENTENCE.findall(text))
-        frequent = sorted(piece for piece, count in counts.items() if count >= sentence_min_count and len(piece) > 2)
+        frequent = sorted(
+            piece
+            for piece, count in counts.items()
+            if count >= sentence_min_count and len(piece) > 2 and _survives(piece)
+        )
         tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in frequent])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -55,6 +60,11 @@ def train_tokenizer(
         additional_special_tokens=list(ROLES),
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def _survives(piece: str) -> bool:
+    """Whether the byte-level decoder gives the piece back; without a space it reads the é of "Olé" as a byte."""
+    return decoders.ByteLevel().decode([piece]) == piece
 
 
 def new_model(
@@ -68,7 +78,10 @@ def new_model(
     seed: int,
     intermediate_size: int | None = None,
 ) -> PreTrainedModel:
-    """A decoder with random weights of the named architecture; embeddings are tied. The same seed, the same weights."""
+    """A decoder with random weights of the named architecture, embeddings tied, without dropout.
+
+    The same seed gives the same weights. Raises ModelError when the heads do not divide the width.
+    """
     if hidden_size % num_heads:
         raise ModelError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}: choose another pair")
     wide = intermediate_size or 4 * hidden_size
@@ -81,7 +94,13 @@ def new_model(
         "max_position_embeddings": max_length,
     }
     if architecture == "gpt2":
-        sizes = {"n_embd": hidden_size, "n_layer": num_layers, "n_head": num_heads, "n_inner": wide, "n_positions": max_length}
+        sizes = {
+            "n_embd": hidden_size,
+            "n_layer": num_layers,
+            "n_head": num_heads,
+            "n_inner": wide,
+            "n_positions": max_length,
+        }
     if architecture == "qwen3":
         sizes["head_dim"] = hidden_size // num_heads
     config = AutoConfig.for_model(
@@ -95,4 +114,6 @@ def new_model(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    switch_off_dropout(model)
+    return model

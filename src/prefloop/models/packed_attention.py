@@ -51,7 +51,9 @@ def packed_attention(
             f"set max_length to {window} or less"
         )
     if dropout > 0.0:
-        raise ModelError("attention dropout is not computed in the packed training path: set it to 0 in the model's config")
+        raise ModelError(
+            "attention dropout is not computed in the packed training path: set it to 0 in the model's config"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Under autocast rotary embeddings hand float32 queries and keys beside bfloat16 values.
     q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
@@ -60,7 +62,7 @@ def packed_attention(
             out = _ExplicitRows.apply(q, k, v, packed, scale)
         else:
             out = _sdpa_rows(q, k, v, packed, scale)
-    return out[None], None  # type: ignore[index]
+    return out[None], None
 
 
 def register() -> str:
@@ -122,7 +124,7 @@ class _ExplicitRows(torch.autograd.Function):
             shape = (bucket.num_rows, bucket.length, heads, -1, q_shape[-1])
             out = by_place[at : at + size].view(shape).permute(0, 2, 3, 1, 4).reshape(query.shape)
             at += size
-            d_scores = torch._softmax_backward_data(
+            d_scores = torch.ops.aten._softmax_backward_data(
                 torch.bmm(out, value.mT), probabilities, -1, probabilities.dtype
             )
             parts = (

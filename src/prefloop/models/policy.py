@@ -1,5 +1,6 @@
 """A language model in the role of policy or reference: log-probabilities of packed responses."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,14 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from prefloop.batches import PackedBatch
+from prefloop.batches import AttentionLayout, PackedBatch, RowBucket
 from prefloop.errors import ModelError
-from prefloop.models.backbone import Backbone
+from prefloop.formulas.logprobs import token_logprobs
+from prefloop.models.backbone import Backbone, head_of, load_body
 
 LOGITS_PER_CHUNK = 1 << 24
 """The head runs on this many logits at a time (64 MiB in float32); whole logits never exist for a large vocabulary."""
+
+PROBE_TOLERANCE_NATS = 1e-3
+"""How far a packed log-probability may be from the plain one; rounding in float32 stays a hundred times below."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,7 @@ class TargetLogprobs:
 class Policy:
     """What the algorithms ask of a language model. The algorithm cannot tell an adapter from a model of its own."""
 
-    def __init__(
-        self, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, *, adapter: str | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerFast, *, adapter: str | None = None) -> None:
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.adapter = adapter
@@ -50,7 +53,7 @@ class Policy:
         batch = batch.to(self.device)
         hidden = self.backbone.hidden(batch, adapter=self.adapter)[batch.predictor_index]
         targets = batch.targets
-        head = self.backbone.model.get_output_embeddings()
+        head = self.backbone.head
         chunk = max(1, LOGITS_PER_CHUNK // int(self.backbone.model.config.get_text_config().vocab_size))
 
         def scored(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,13 +86,12 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Weights (adapter merged), config, generation config and tokenizer: `AutoModelForCausalLM` reads them."""
         model = self.backbone.model
-        config = model.config
+        # A copy: building a model from a config writes the attention's name into it, and this one's is our own.
+        config = copy.deepcopy(model.config)
         target = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-        missing = target.base_model.load_state_dict(self.backbone.plain_state(self.adapter), strict=False)
-        if missing.unexpected_keys:
-            raise ModelError(f"the weights {missing.unexpected_keys[:3]} have no place in {type(target).__name__}")
+        load_body(target, self.backbone.plain_state(self.adapter))
         if not config.get_text_config().tie_word_embeddings:
-            target.get_output_embeddings().load_state_dict(model.get_output_embeddings().state_dict())
+            head_of(target).load_state_dict(self.backbone.head.state_dict())
         target.to(model.dtype)
         stops = self.tokenizer.eos_token_id
         target.generation_config = GenerationConfig(
@@ -99,3 +101,57 @@ class Policy:
         )
         target.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def probe(policy: Policy) -> None:
+    """Tries the packed path on two responses to one prompt, against each sequence alone in the model's own forward.
+
+    Both run in float32, whatever the policy's precision. Raises ModelError when a log-probability differs by more than
+    `PROBE_TOLERANCE_NATS`: an architecture that does not take its attention from transformers' attention interface, or
+    that changes its logits after the head, would otherwise train on wrong numbers.
+    """
+    model = policy.backbone.model
+    name = type(model).__name__
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    # Consecutive multiples of a prime: distinct tokens for any vocabulary, the same on every machine.
+    tokens = torch.tensor([(place + 1) * 7919 % vocabulary for place in range(11)])
+    batch = _siblings(tokens, length_of_prompt=5, length_of_response=3)
+    leaves = [torch.cat([tokens[:5], tokens[5:8]]), torch.cat([tokens[:5], tokens[8:]])]
+    try:
+        packed = Policy(Backbone(model), policy.tokenizer).logprobs(batch).logprobs
+        alone = torch.cat([_plain_logprobs(model, leaf.to(model.device))[4:] for leaf in leaves])
+    except (TypeError, ValueError, RuntimeError, AttributeError) as problem:
+        raise ModelError(
+            f"{name} cannot run over packed sequences ({problem}): choose another architecture"
+        ) from problem
+    gap = float((packed - alone).abs().max())
+    if not gap <= PROBE_TOLERANCE_NATS:
+        raise ModelError(
+            f"{name} gives log-probabilities over packed sequences that are {gap:.2g} nats away from each sequence "
+            "alone, so training would learn from wrong numbers: choose another architecture"
+        )
+
+
+def _plain_logprobs(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Of every token but the first, by the model's own forward pass."""
+    return token_logprobs(model(input_ids=tokens[None], use_cache=False).logits[0, :-1], tokens[1:])
+
+
+def _siblings(tokens: Tensor, *, length_of_prompt: int, length_of_response: int) -> PackedBatch:
+    """A prompt with two responses of one length, packed by hand."""
+    prompt = torch.arange(length_of_prompt)
+    first = torch.arange(length_of_response) + length_of_prompt
+    second = first + length_of_response
+    row = length_of_prompt + length_of_response
+    bucket = RowBucket(torch.cat([prompt, first, prompt, second]), num_rows=2, length=row)
+    return PackedBatch(
+        tokens=tokens,
+        positions=torch.cat([prompt, first, first]),
+        layout=AttentionLayout((bucket,), torch.cat([prompt, first, first + row]), longest_leaf=row),
+        target_index=torch.cat([first, second]),
+        predictor_index=torch.cat([first - 1, prompt[-1:], second[:-1]]),
+        segment=torch.repeat_interleave(torch.arange(2), length_of_response),
+        last_index=torch.stack([first[-1], second[-1]]),
+        num_tokens=len(tokens),
+    )

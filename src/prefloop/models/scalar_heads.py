@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from prefloop.batches import PackedBatch
 from prefloop.errors import ModelError
-from prefloop.models.backbone import Backbone
+from prefloop.models.backbone import Backbone, Precision, load_body
 
-PAD_TOKEN = "<|pad|>"
+PADDING = "<|pad|>"
 
 
 class ScalarModel:
@@ -32,7 +32,9 @@ class ScalarModel:
         self.head = head if head is not None else zero_head(backbone)
 
     @classmethod
-    def from_classifier(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **options: str) -> "ScalarModel":
+    def from_classifier(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, precision: Precision = "float32"
+    ) -> "ScalarModel":
         """A loaded one-label classifier as backbone and head."""
         head = getattr(model, "score", None)
         if not isinstance(head, torch.nn.Linear) or head.bias is not None:
@@ -40,7 +42,7 @@ class ScalarModel:
                 f"{type(model).__name__} has no plain `score` layer: only decoders with a sequence classification head "
                 "are read as reward models"
             )
-        return cls(Backbone(model, **options), tokenizer, head=head)  # type: ignore[arg-type]
+        return cls(Backbone(model, precision=precision), tokenizer, head=head)
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +61,7 @@ class ScalarModel:
         return self._read(batch, batch.last_index, head_dropout=head_dropout)
 
     def before_targets(self, batch: PackedBatch) -> Float[Tensor, " target"]:
-        """One value per counted response token, read before that token is chosen: V(s) of the state it was chosen in."""
+        """One value per counted response token, read before that token: V(s) of the state it was chosen in."""
         batch = batch.to(self.device)
         return self._read(batch, batch.predictor_index)
 
@@ -87,17 +89,19 @@ class ScalarModel:
         config = type(self.backbone.model.config).from_dict(self.backbone.model.config.to_dict())
         config.num_labels = 1
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
-        result = model.base_model.load_state_dict(self.backbone.plain_state(self.adapter), strict=False)
-        if result.unexpected_keys:
-            raise ModelError(f"the weights {result.unexpected_keys[:3]} have no place in {type(model).__name__}")
+        load_body(model, self.backbone.plain_state(self.adapter))
         with torch.no_grad():
             model.score.weight.copy_(self.head.weight)
         model.to(self.backbone.model.dtype)
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
             tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+            tokenizer.add_special_tokens({"pad_token": PADDING})
             if len(tokenizer) > config.get_text_config().vocab_size:
+                num_known = config.get_text_config().vocab_size
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+                with torch.no_grad():
+                    # Nothing reads the padding token, and a random row would make every save another one.
+                    model.get_input_embeddings().weight[num_known:] = 0.0
         model.config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

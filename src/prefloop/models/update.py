@@ -46,7 +46,9 @@ class Update:
     alone and is counted; the third in a row raises TrainingError.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: OptimizerSettings, num_steps: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, torch.nn.Parameter], settings: OptimizerSettings, num_steps: int
+    ) -> None:
         self.settings = settings
         self.num_steps = num_steps
         self.num_done = 0
@@ -77,14 +79,16 @@ class Update:
             share = 1.0 - progress
         else:
             share = 0.5 * (1.0 + math.cos(math.pi * progress))
-        return settings.learning_rate * (settings.final_learning_rate_share + (1.0 - settings.final_learning_rate_share) * share)
+        return settings.learning_rate * (
+            settings.final_learning_rate_share + (1.0 - settings.final_learning_rate_share) * share
+        )
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradient of `loss`, which is already divided by the counts of the whole step."""
         loss.backward()
 
     def step(self) -> float:
-        """Clips, steps and clears. Returns the gradient norm before clipping; a norm that is not finite took no step."""
+        """Clips, steps, clears. Returns the gradient norm before clipping; where it is not finite, no step is taken."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
 
         if bool(torch.isfinite(norm)):
@@ -99,8 +103,8 @@ class Update:
         self.num_done += 1
         if self.num_bad_in_a_row >= MAX_BAD_STEPS:
             raise TrainingError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row (the last at step {self.num_done}); the weights "
-                "are as before the first of them: lower learning_rate, or look for broken rows in the data"
+                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row (the last at step {self.num_done}); the "
+                "weights are as before the first of them: lower learning_rate, or look for broken rows in the data"
             )
         return float(norm)
 
@@ -121,7 +125,10 @@ class Update:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             held = state["moments"].get(name)
             if held:
-                self.optimizer.state[parameter] = {key: value.clone() for key, value in held.items()}
+                # A checkpoint is read into main memory; the fused optimizer wants its state beside the weights.
+                self.optimizer.state[parameter] = {
+                    key: value.to(parameter.device, copy=True) for key, value in held.items()
+                }
         self.num_done = int(state["num_done"])
         self.num_skipped = int(state["num_skipped"])
         self.num_bad_in_a_row = int(state["num_bad_in_a_row"])

@@ -1,8 +1,8 @@
 """The decode loop: prompts in tokens to completions with the log-probability of every sampled token.
 
-Mixed prompt lengths are padded on the left behind an explicit mask; keys and values go into a preallocated cache; finished
-rows leave the batch once a quarter of it is done. Sampling inverts the cumulative distribution at uniform draws that are
-made before the loop, one per row and place, so a row's randomness does not depend on its neighbours.
+Mixed prompt lengths are padded on the left behind an explicit mask; keys and values go into a preallocated cache;
+finished rows leave the batch once a quarter of it is done. Sampling inverts the cumulative distribution at uniform
+draws that are made before the loop, one per row and place, so a row's randomness does not depend on its neighbours.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,10 +37,11 @@ class PreallocatedLayer(CacheLayerMixin):
         self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         end = self.filled + key_states.shape[2]
         self.keys[:, :, self.filled : end] = key_states
         self.values[:, :, self.filled : end] = value_states
@@ -48,7 +49,8 @@ class PreallocatedLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep_rows(self, rows: Tensor) -> None:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys = self.keys.index_select(0, rows)
         self.values = self.values.index_select(0, rows)
 
@@ -73,11 +75,12 @@ class Draw:
 def filtered_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits over temperature with everything outside top_k and top_p at minus infinity. [row, vocabulary]
 
-    top_p keeps the smallest set of most likely tokens whose probability reaches it, by a full sort.
+    top_p keeps the smallest set of most likely tokens whose probability reaches it, by a full sort. At temperature 0
+    the logits come back as they are: greedy decoding needs no filter, and what it records is the model's own.
     """
-    logits = logits.float()
-    if sampling.temperature > 0.0:
-        logits = logits / sampling.temperature
+    if sampling.temperature == 0.0:
+        return logits.float()
+    logits = logits.float() / sampling.temperature
     if sampling.top_k:
         kept = logits.topk(min(sampling.top_k, logits.shape[-1]), -1).values[:, -1:]
         logits = logits.masked_fill(logits < kept, float("-inf"))
@@ -103,7 +106,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Draw:
         cumulative = logprobs.exp().cumsum(-1)
         total = cumulative[:, -1:].contiguous()
         tokens = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-        # Rounding may carry the draw to the very end: the last token of positive probability is where the sum is reached.
+        # Rounding may carry the draw to the very end: the last token that is possible is where the sum is reached.
         tokens = torch.minimum(tokens, torch.searchsorted(cumulative, total))[:, 0]
     return Draw(tokens, logprobs.gather(-1, tokens[:, None])[:, 0])
 
@@ -186,36 +189,35 @@ class _Decoding:
         capacity = self.width + sampling.max_new_tokens
         num_layers = policy.backbone.model.config.get_text_config().num_hidden_layers
         self.layers = [PreallocatedLayer(capacity) for _ in range(num_layers)]
-        self.cache = Cache(layers=self.layers)
+        self.cache = Cache(layers=list(self.layers))
         self.alive = torch.arange(self.num_rows, device=policy.device)
         self.drawn = torch.full((self.num_rows, sampling.max_new_tokens), -1, device=policy.device)
         self.logprobs = torch.zeros(self.num_rows, sampling.max_new_tokens, device=policy.device)
 
     def steps(self) -> Iterator[Draw]:
         """Decodes until every row has ended or the limit is reached. `alive` rows are drawn for."""
-        with torch.inference_mode():
-            logits = self._forward(self.tokens, self.positions, self._prompt_mask())
-            next_position = self.positions[:, -1] + 1
-            finished = torch.zeros(self.num_rows, dtype=torch.bool, device=self.tokens.device)
-            for place in range(self.sampling.max_new_tokens):
-                step = draw(logits, self.uniform[self.alive, place], self.sampling)
-                open_rows = self.alive[~finished]
-                self.drawn[open_rows, place] = step.tokens[~finished]
-                self.logprobs[open_rows, place] = step.logprobs[~finished]
-                yield step
-                finished = finished | (step.tokens == self.eos_id)
-                if bool(finished.all()) or place + 1 == self.sampling.max_new_tokens:
-                    return
-                tokens = step.tokens
-                if float(finished.float().mean()) >= COMPACT_SHARE:
-                    kept = (~finished).nonzero()[:, 0]
-                    tokens, next_position, finished = tokens[kept], next_position[kept], finished[kept]
-                    self.alive, self.is_real = self.alive[kept], self.is_real[kept]
-                    for layer in self.layers:
-                        layer.keep_rows(kept)
-                self.is_real = torch.cat([self.is_real, torch.ones_like(tokens, dtype=torch.bool)[:, None]], 1)
-                logits = self._forward(tokens[:, None], next_position[:, None], self.is_real[:, None, None, :])
-                next_position = next_position + 1
+        logits = self._forward(self.tokens, self.positions, self._prompt_mask())
+        next_position = self.positions[:, -1] + 1
+        finished = torch.zeros(self.num_rows, dtype=torch.bool, device=self.tokens.device)
+        for place in range(self.sampling.max_new_tokens):
+            step = draw(logits, self.uniform[self.alive, place], self.sampling)
+            open_rows = self.alive[~finished]
+            self.drawn[open_rows, place] = step.tokens[~finished]
+            self.logprobs[open_rows, place] = step.logprobs[~finished]
+            yield step
+            finished = finished | (step.tokens == self.eos_id)
+            if bool(finished.all()) or place + 1 == self.sampling.max_new_tokens:
+                return
+            tokens = step.tokens
+            if float(finished.float().mean()) >= COMPACT_SHARE:
+                kept = (~finished).nonzero()[:, 0]
+                tokens, next_position, finished = tokens[kept], next_position[kept], finished[kept]
+                self.alive, self.is_real = self.alive[kept], self.is_real[kept]
+                for layer in self.layers:
+                    layer.keep_rows(kept)
+            self.is_real = torch.cat([self.is_real, torch.ones_like(tokens, dtype=torch.bool)[:, None]], 1)
+            logits = self._forward(tokens[:, None], next_position[:, None], self.is_real[:, None, None, :])
+            next_position = next_position + 1
 
     def rows(self) -> list[tuple[list[int], list[float]]]:
         """Per prompt the drawn tokens, up to and with the end token, and their log-probabilities."""
@@ -232,10 +234,16 @@ class _Decoding:
         # A padding place attends to itself: with nothing to attend to it would turn into NaN and spread.
         return mask | torch.eye(self.width, dtype=torch.bool, device=self.tokens.device)
 
+    # Not around the loop above: it yields, and the caller must not find its own gradients switched off in between.
+    @torch.inference_mode()
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         backbone = self.policy.backbone
         with backbone.using(self.policy.adapter), backbone.autocast():
             out = backbone.body(
-                input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
             )
-            return backbone.model.get_output_embeddings()(out.last_hidden_state[:, -1])
+            return backbone.head(out.last_hidden_state[:, -1])

@@ -1,10 +1,10 @@
 """Scores for completions: a reward model, or any rule or judge wrapped as one. All are `RewardSource`s.
 
-A reward model takes the policy's own tokens when both speak the same tokens (same chat format, same vocabulary); otherwise
-it takes the text and tokenises it itself, with the end of the response marked as in its training.
+A reward model takes the policy's own tokens when both speak the same tokens (same chat format, same vocabulary);
+otherwise it takes the text and tokenises it itself, with the end of the response marked as in its training.
 """
 
-import random
+import json
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +14,7 @@ from prefloop.contracts import RewardSource
 from prefloop.data.chat_format import ChatFormat
 from prefloop.data.packing import micro_batches, pack
 from prefloop.models.scalar_heads import ScalarModel
-from prefloop.randomness import derived_seed
+from prefloop.randomness import python_random
 from prefloop.records import Completion, Prompt
 
 
@@ -67,17 +67,19 @@ class RuleReward:
 
 
 class ShuffledReward:
-    """Another source's scores handed to the wrong completions: a control from which nothing can be learned."""
+    """Another source's scores handed to the wrong completions: a control from which nothing can be learned.
+
+    The order is drawn from the seed and from the completions themselves, so a resumed run shuffles as it would have.
+    """
 
     def __init__(self, source: RewardSource, *, seed: int) -> None:
         self.source = source
         self.seed = seed
-        self.num_calls = 0
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         scores = self.source.score(prompts, completions)
-        random.Random(derived_seed(self.seed, "shuffled reward", self.num_calls)).shuffle(scores)
-        self.num_calls += 1
+        texts = json.dumps([completion.text for completion in completions])
+        python_random(self.seed, f"shuffled reward/{texts}").shuffle(scores)
         return scores
 
 
@@ -85,4 +87,4 @@ class ConstantReward:
     """The same score for everything: the other control."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-        return [0.0] * len(prompts)
+        return [0.0 for _ in zip(prompts, completions, strict=True)]

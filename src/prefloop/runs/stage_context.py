@@ -1,0 +1,163 @@
+"""What a running stage works with: its folder, where its inputs are, and how models are read and written."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from prefloop.batches import TokenGroup
+from prefloop.data.audit import Audit, prepare_groups
+from prefloop.data.chat_format import ChatFormat
+from prefloop.data.sources import ReadResult, read_records, write_jsonl
+from prefloop.errors import RunError
+from prefloop.models.backbone import Backbone, load_causal_model, load_reward_model, load_tokenizer
+from prefloop.models.policy import Policy
+from prefloop.models.scalar_heads import ScalarModel
+from prefloop.runs.folder import Parent, RunFolder, json_text, replace_atomically
+from prefloop.runs.progress import Progress
+from prefloop.runs.stage_settings import Precision, PromptFormat, RecordKind, TooLong
+
+FORMAT_FILE = "prefloop.json"
+"""Beside a model's weights: how prompts were laid out in its training."""
+
+
+@dataclass
+class StageContext:
+    """One stage at work. `stages` maps the names of the pipeline's stages to their folders."""
+
+    name: str
+    folder: RunFolder
+    seed: int
+    progress: Progress
+    precision: Precision
+    resume_command: str
+    stages: dict[str, Path] = field(default_factory=dict)
+    default_model: str | None = None
+    default_data: str | None = None
+    resume: bool = False
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    def resolve(self, reference: str) -> str:
+        """Where an input is: `stage` is the model it trained, `stage/file` a file of its; anything else stays."""
+        return resolve(reference, self.stages)
+
+    def read(self, reference: str, kind: RecordKind) -> ReadResult:
+        """The records of a file (of another stage, or from outside)."""
+        return read_records(self.resolve(reference), kind=kind)
+
+    def read_all(self, references: Sequence[str], kind: RecordKind) -> ReadResult:
+        """The records of several files as one."""
+        return joined([self.read(reference, kind) for reference in references])
+
+    def prepare(
+        self, found: ReadResult, chat_format: ChatFormat, *, max_length: int, too_long: TooLong, what: str
+    ) -> tuple[list[TokenGroup], list[Any]]:
+        """Token groups and the records they came from, with the account shown and kept in audit.json."""
+        groups, kept, audit = prepare_groups(
+            found.records,
+            chat_format,
+            max_length=max_length,
+            too_long=too_long,
+            places=found.places,
+            dropped_before=found.dropped,
+        )
+        self.audit(audit, what)
+        return groups, kept
+
+    def audit(self, audit: Audit, what: str) -> None:
+        path = self.path / "audit.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"lines": [], "parts": {}}
+        known["lines"] += [f"{what}:", *audit.lines()]
+        known["parts"][what] = audit.to_json()
+        replace_atomically(path, json_text(known, indent=2) + "\n")
+        shown = [line for line in audit.lines() if not line.startswith("example")][:4]
+        for line in shown[: 2 + len(audit.dropped)]:
+            self.progress.note(f"  {what}: {line.strip()}")
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a JSONL file that other stages may read."""
+        write_jsonl(self.path / name, rows)
+        self.folder.add_output(name, self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file that is on record as an output."""
+        replace_atomically(self.path / name, json_text(value, indent=2) + "\n")
+        self.folder.add_output(name, self.path / name)
+
+
+def resolve(reference: str, stages: dict[str, Path]) -> str:
+    """See `StageContext.resolve`."""
+    first, _, rest = reference.partition("/")
+    if first not in stages:
+        return reference
+    place = stages[first] / (rest or "final")
+    if not place.exists():
+        raise RunError(f"{reference} was not written by stage {first}: {place} is missing")
+    return str(place)
+
+
+def joined(parts: Sequence[ReadResult]) -> ReadResult:
+    """Several readings as one."""
+    dropped: dict[str, int] = {}
+    for part in parts:
+        for reason, count in part.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    return ReadResult(
+        kind=parts[0].kind,
+        records=[record for part in parts for record in part.records],
+        places=[place for part in parts for place in part.places],
+        rows_read=sum(part.rows_read for part in parts),
+        dropped=dropped,
+        files=[file for part in parts for file in part.files],
+    )
+
+
+def parent_of(reference: str, role: str, stages: dict[str, Path]) -> Parent | None:
+    """The stage an input came from, for the lineage; None for a path from outside."""
+    first = reference.partition("/")[0]
+    if first not in stages:
+        return None
+    provenance = json.loads((stages[first] / "provenance.json").read_text(encoding="utf-8"))
+    return Parent(role, str(Path("..") / first), provenance["fingerprint"])
+
+
+def device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_format(model: str, tokenizer: PreTrainedTokenizerFast, asked: PromptFormat | None) -> ChatFormat:
+    """The format a model was trained with here, unless another is asked for; "auto" for models from elsewhere."""
+    stored = Path(model) / FORMAT_FILE
+    if asked is None and stored.is_file():
+        asked = json.loads(stored.read_text(encoding="utf-8"))["prompt_format"]
+    return ChatFormat(tokenizer, prompt_format=asked or "auto")
+
+
+def write_format(folder: Path, chat_format: ChatFormat) -> None:
+    """Records the format beside the weights."""
+    text = json_text({"prompt_format": chat_format.prompt_format}, indent=2) + "\n"
+    replace_atomically(folder / FORMAT_FILE, text)
+
+
+def read_policy(
+    model: str, *, precision: Precision, prompt_format: PromptFormat | None = None
+) -> tuple[Policy, ChatFormat]:
+    """A language model with its tokenizer and format, on the accelerator where there is one."""
+    tokenizer = load_tokenizer(model)
+    backbone = Backbone(load_causal_model(model).to(device()), precision=precision)  # type: ignore[arg-type]
+    return Policy(backbone, tokenizer), read_format(model, tokenizer, prompt_format)
+
+
+def read_reward_model(model: str, *, precision: Precision) -> tuple[ScalarModel, ChatFormat]:
+    """A reward model with its tokenizer and format."""
+    tokenizer = load_tokenizer(model)
+    scalar = ScalarModel.from_classifier(load_reward_model(model).to(device()), tokenizer, precision=precision)  # type: ignore[arg-type]
+    return scalar, read_format(model, tokenizer, None)

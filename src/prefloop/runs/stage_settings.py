@@ -1,0 +1,319 @@
+"""What a recipe may say: the pipeline, its stages, and where a model comes from.
+
+A stage's inputs are named by stage: `sft` means the model that stage trained, `prepare/train.jsonl` a file it wrote.
+Anything else is a path or a Hub name.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prefloop.algorithms import dpo, ppo, reward_modelling, sft
+from prefloop.contracts import Settings
+
+Precision = Literal["float32", "bfloat16"]
+PromptFormat = Literal["auto", "chat", "plain", "raw"]
+TooLong = Literal["drop", "truncate", "error"]
+RecordKind = Literal["text", "demonstrations", "pairs", "labelled", "prompts"]
+
+
+class FromScratch(Settings):
+    """A small model made on the spot, with a tokenizer trained on the stage's data."""
+
+    architecture: Literal["llama", "gpt2", "qwen2", "qwen3", "gpt_neox"] = "llama"
+    """The Hugging Face architecture."""
+    hidden_size: int = Field(default=128, gt=0)
+    """Width of the hidden states."""
+    intermediate_size: int | None = None
+    """Width inside the feed-forward layers; none takes four times the hidden size."""
+    num_layers: int = Field(default=2, gt=0)
+    """Transformer layers."""
+    num_heads: int = Field(default=4, gt=0)
+    """Attention heads."""
+    max_length: int = Field(default=256, gt=1)
+    """Positions of the model, in tokens."""
+    vocabulary_size: int = Field(default=1536, gt=261)
+    """Byte-pair tokens, special tokens and bytes included."""
+    sentence_min_count: int | None = Field(default=None, gt=0)
+    """Sentences that occur so often become one token each; none leaves them in words."""
+
+
+class Lora(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) instead of training every weight."""
+
+    rank: int = Field(default=8, gt=0)
+    """Rank of the update."""
+    alpha: int = Field(default=16, gt=0)
+    """The update is scaled by alpha / rank."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the layers to adapt; none takes PEFT's choice for the architecture."""
+
+
+class Stage(Settings):
+    """What every stage has."""
+
+    seed: int | None = None
+    """Seed of this stage; none takes the pipeline's."""
+
+
+class TrainingStage(Stage):
+    """What every stage has that trains a model."""
+
+    prompt_format: PromptFormat | None = None
+    """How prompts are laid out; none takes what the model was trained with here, or "auto"."""
+    max_length: int = Field(default=512, gt=1)
+    """Longest prompt with response, in tokens."""
+    too_long: TooLong = "drop"
+    """What happens to longer rows: drop, truncate (the prompt from the left) or error."""
+    lora: Lora | None = None
+    """Train low-rank adapters instead of every weight."""
+    precision: Precision | None = None
+    """Computing precision; none takes the pipeline's."""
+    checkpoint_every_steps: int | None = Field(default=None, gt=0)
+    """Steps between checkpoints; none saves only when interrupted and at the end."""
+    evaluate_every_steps: int | None = Field(default=None, gt=0)
+    """Steps between evaluations; none evaluates before and after training only."""
+
+
+class World(Stage):
+    """The embedded world: demonstrations with flaws at known rates, and questions, some of them held out."""
+
+    kind: Literal["world"]
+    num_demonstrations: int = Field(default=5000, gt=0)
+    """Answers to imitate."""
+    held_out_share: float = Field(default=1 / 3, gt=0, lt=1)
+    """Share of the questions that no training stage sees."""
+
+
+class Prepare(Stage):
+    """Reads a data set, drops what cannot be used and counts it, splits by prompt, writes JSONL."""
+
+    kind: Literal["prepare"]
+    source: str | None = None
+    """A file, a folder or a Hub data set; none takes the pipeline's `data`."""
+    records: RecordKind
+    """What each row is."""
+    columns: dict[str, str] | None = None
+    """Our column names to the file's, where they differ."""
+    split: str | None = None
+    """Which split of the source to read."""
+    limit: int | None = Field(default=None, gt=0)
+    """Rows to read at most."""
+    shares: dict[str, float] = Field(default_factory=lambda: {"train": 1.0})
+    """Output files and their shares of the prompts."""
+
+
+class Collect(Stage):
+    """Two completions per prompt, from one policy."""
+
+    kind: Literal["collect"]
+    policy: str
+    """The model that answers."""
+    prompts: str
+    """Prompts to answer."""
+    num_pairs: int = Field(default=4000, gt=0)
+    """Prompts asked; each gives one pair, or none when its answers are all equal."""
+    candidates_per_prompt: int = Field(default=2, ge=2)
+    """Answers drawn per prompt; the two that differ most make the pair."""
+    max_new_tokens: int = Field(default=64, gt=0)
+    """Where an answer is cut."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling."""
+    batch_size: int = Field(default=256, gt=0)
+    """Answers decoded together."""
+
+
+class Label(Stage):
+    """Annotators choose between the two completions of every pair. Here they are simulated; they read the gold score."""
+
+    kind: Literal["label"]
+    comparisons: str
+    """Pairs to label."""
+    annotators: Literal["tutorials"] = "tutorials"
+    """The cast: three characters who know the tutorials world's rubric."""
+    slope: float = Field(default=3.0, gt=0)
+    """How sharply a difference in gold score decides: the slope of Bradley-Terry noise."""
+
+
+class Judge(Settings):
+    """Who says whether a completion is a success. No training stage may read it."""
+
+    kind: Literal["rubric", "text_classifier"]
+    """The tutorials world's rubric, or a TF-IDF classifier fitted on labelled texts."""
+    train: tuple[str, ...] = ()
+    """Labelled texts the classifier is fitted on."""
+    test: str | None = None
+    """Labelled texts its own accuracy is stated on."""
+    name: str = "judge"
+    """What the report calls it."""
+
+
+class EvaluatePolicies(Stage):
+    """Samples every policy on held-out prompts and lets the judge count successes."""
+
+    kind: Literal["evaluate_policies"]
+    policies: dict[str, str]
+    """Names to models; the one called `reference` in `reference` is what KL is measured from."""
+    reference: str
+    """The name of the policy that KL is measured from."""
+    prompts: str | None = None
+    """Held-out prompts; none asks for texts that begin at the start token."""
+    num_samples: int = Field(default=748, gt=1)
+    """Completions per policy; prompts repeat when there are fewer."""
+    max_new_tokens: int = Field(default=64, gt=0)
+    """Where an answer is cut."""
+    judge: Judge
+    """Who says what a success is."""
+    second_judge: Judge | None = None
+    """Another opinion, reported beside the first."""
+    greedy: tuple[str, ...] = ()
+    """Policies that are also evaluated without sampling, as `<name>_greedy`."""
+    reward_model: str | None = None
+    """Scores every completion, and picks the best of n."""
+    best_of_n: int | None = Field(default=None, ge=2)
+    """Also evaluate the reference's best of n by the reward model, as `best_of_n`."""
+    num_shown: int = Field(default=6, ge=0)
+    """Prompts whose answers are shown side by side."""
+
+
+class EvaluateReward(Stage):
+    """How well a reward model orders held-out pairs, or classifies held-out texts."""
+
+    kind: Literal["evaluate_reward"]
+    reward_model: str
+    """The model to look at."""
+    comparisons: str | None = None
+    """Held-out pairs, ordered by the gold score (gold ties are left out and counted)."""
+    pairs: str | None = None
+    """Held-out preference pairs, or labelled texts."""
+    train_pairs: tuple[str, ...] = ()
+    """The pairs that surface baselines (length, bag of words) are fitted on."""
+
+
+class SFTStage(TrainingStage):
+    """Supervised fine-tuning."""
+
+    kind: Literal["sft"]
+    model: str | None = None
+    """The model to start from; none takes the pipeline's `model`, unless `from_scratch` is set."""
+    from_scratch: FromScratch | None = None
+    """Make a small model instead."""
+    train: tuple[str, ...] = Field(min_length=1)
+    """Files of texts or demonstrations."""
+    evaluate: str | None = None
+    """Held-out texts or demonstrations."""
+    records: Literal["text", "demonstrations"] = "demonstrations"
+    """What the rows are."""
+    training: sft.Config = sft.Config()
+    """Settings of the algorithm."""
+
+
+class RewardStage(TrainingStage):
+    """Reward modelling on pairs, or on single texts with a label."""
+
+    kind: Literal["reward_modelling"]
+    model: str | None = None
+    """The model whose body the reward model starts from; none takes the pipeline's `model`."""
+    train: tuple[str, ...] = Field(min_length=1)
+    """Files of preference pairs or labelled texts."""
+    evaluate: str | None = None
+    """Held-out pairs or labelled texts."""
+    records: Literal["pairs", "labelled"] = "pairs"
+    """What the rows are."""
+    training: reward_modelling.Config = reward_modelling.Config()
+    """Settings of the algorithm."""
+
+
+class DPOStage(TrainingStage):
+    """Direct preference optimisation on pairs."""
+
+    kind: Literal["dpo"]
+    policy: str
+    """The model to start from."""
+    reference: str | None = None
+    """The model that the policy is measured against; none takes `policy` as it starts."""
+    train: tuple[str, ...] = Field(min_length=1)
+    """Files of preference pairs."""
+    evaluate: str | None = None
+    """Held-out pairs."""
+    training: dpo.Config = dpo.Config()
+    """Settings of the algorithm."""
+
+
+class PPOStage(TrainingStage):
+    """Proximal policy optimisation against a reward model."""
+
+    kind: Literal["ppo"]
+    policy: str
+    """The model to start from."""
+    reference: str | None = None
+    """The model that KL is measured from; none takes `policy` as it starts."""
+    reward_model: str
+    """The model that scores completions."""
+    reward: Literal["model", "shuffled", "constant"] = "model"
+    """The scores as they are, or a control: handed to the wrong completions, or all the same."""
+    critic_from: Literal["reward_model", "policy"] = "reward_model"
+    """Whose body the critic starts from; its head starts at zero."""
+    prompts: str | None = None
+    """Prompts to answer; none asks for texts that begin at the start token."""
+    evaluation_prompts: str | None = None
+    """Held-out prompts looked at while training."""
+    judge: Judge | None = None
+    """Watches over the evaluations and raises the alarm; it decides nothing."""
+    generation_batch_size: int = Field(default=256, gt=0)
+    """Completions decoded together."""
+    training: ppo.Config = ppo.Config()
+    """Settings of the algorithm."""
+
+
+AnyStage = Annotated[
+    World
+    | Prepare
+    | Collect
+    | Label
+    | SFTStage
+    | RewardStage
+    | DPOStage
+    | PPOStage
+    | EvaluateReward
+    | EvaluatePolicies,
+    Field(discriminator="kind"),
+]
+
+
+class Pipeline(Settings):
+    """A recipe: stages in order, each naming the ones it builds on."""
+
+    name: str
+    """Names the run's folder."""
+    description: str = ""
+    """One line for the plan and the report."""
+    seed: int = 0
+    """Every random draw of every stage comes from it."""
+    model: str | None = None
+    """The model that stages start from when they name none."""
+    data: str | None = None
+    """The data that stages read when they name none."""
+    precision: Precision = "float32"
+    """Computing precision; bfloat16 is faster where the processor has it, and rounds."""
+    stages: dict[str, AnyStage] = Field(min_length=1)
+    """What happens, in this order."""
+    next_commands: tuple[str, ...] = ()
+    """Printed at the end; {folder} stands for the run's folder."""
+
+
+class Recipe(Settings):
+    """A recipe of one training stage, for `prefloop train`."""
+
+    name: str
+    """Names the run's folder."""
+    seed: int = 0
+    """Every random draw comes from it."""
+    model: str | None = None
+    """The model to start from when the stage names none."""
+    data: str | None = None
+    """The data to read when the stage names none."""
+    precision: Precision = "float32"
+    """Computing precision."""
+    stage: Annotated[SFTStage | RewardStage | DPOStage | PPOStage, Field(discriminator="kind")]
+    """What to train."""

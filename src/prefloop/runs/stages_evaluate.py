@@ -1,0 +1,261 @@
+"""The stages that measure: reward models against held-out choices, policies against a judge that trained nobody."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from prefloop.batches import TokenGroup
+from prefloop.contracts import RewardSource, Sample, Sampling
+from prefloop.data.chat_format import ChatFormat
+from prefloop.data.packing import micro_batches, pack
+from prefloop.errors import DataError, SettingsError
+from prefloop.evaluation.policy_report import best_of, policy_figures
+from prefloop.evaluation.reward_report import classifier_report, reward_report
+from prefloop.evaluation.surface_baselines import bag_of_words_accuracy, length_only_accuracy
+from prefloop.formulas.divergences import best_of_n_kl_bound
+from prefloop.models.policy import Policy
+from prefloop.randomness import derived_seed
+from prefloop.records import Completion, LabelledText, PreferencePair, Prompt, prompt_text
+from prefloop.rollouts.generate import PolicyGenerator
+from prefloop.rollouts.rewards import ModelReward
+from prefloop.runs.judges import make_judge
+from prefloop.runs.stage_context import StageContext, read_policy, read_reward_model
+from prefloop.runs.stage_settings import EvaluatePolicies, EvaluateReward
+from prefloop.runs.stages_data import read_comparisons
+from prefloop.worlds import tutorials
+
+TOKENS_PER_PART = 16384
+"""Tokens scored at once."""
+
+
+def run_evaluate_reward(settings: EvaluateReward, context: StageContext) -> None:
+    """Writes summary.json with the key `reward_model`."""
+    model, chat_format = read_reward_model(context.resolve(settings.reward_model), precision=context.precision)
+    source = ModelReward(model, chat_format)
+    if settings.comparisons is not None:
+        pairs, against, left_out = _gold_ordered(context.resolve(settings.comparisons))
+    elif settings.pairs is not None:
+        found = context.read(settings.pairs, "pairs" if not _holds_labels(settings, context) else "labelled")
+        if found.kind == "labelled":
+            context.folder.write_summary({"reward_model": _of_texts(source, cast("list[LabelledText]", found.records))})
+            return
+        pairs, against, left_out = cast("list[PreferencePair]", found.records), "held-out choices", 0
+    else:
+        raise SettingsError(f"stage {context.name} needs comparisons or pairs to evaluate the reward model on")
+    prompts = [pair.prompt for pair in pairs]
+    chosen = source.score(prompts, [Completion(pair.chosen, ended=pair.chosen_ended) for pair in pairs])
+    rejected = source.score(prompts, [Completion(pair.rejected, ended=pair.rejected_ended) for pair in pairs])
+    report = reward_report(chosen, rejected, clusters=[prompt_text(prompt) for prompt in prompts], seed=context.seed)
+    figures = {**report.to_json(), "against": against, "num_gold_ties_left_out": left_out}
+    figures |= _baselines(settings, context, pairs)
+    context.folder.write_summary({"reward_model": figures})
+    low, high = figures["accuracy_ci95"]
+    context.progress.note(
+        f"  orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs as {against} does; "
+        f"by length alone {figures.get('length_only_accuracy') or float('nan'):.1%}"
+    )
+
+
+def _holds_labels(settings: EvaluateReward, context: StageContext) -> bool:
+    """Whether the file holds labelled texts instead of pairs: its first row has a label and no chosen answer."""
+    with open(context.resolve(cast(str, settings.pairs)), encoding="utf-8") as lines:
+        first = next(lines, "")
+    return '"label"' in first and '"chosen"' not in first
+
+
+def _gold_ordered(path: str) -> tuple[list[PreferencePair], str, int]:
+    """Held-out comparisons as pairs in the gold order, and how many gold ties were left out."""
+    comparisons = read_comparisons(path)
+    pairs = []
+    for one in comparisons:
+        left, right = (tutorials.gold_score(one.prompt, side) for side in (one.left, one.right))
+        if left != right:
+            best, worst = (one.left, one.right) if left > right else (one.right, one.left)
+            pairs.append(
+                PreferencePair(one.prompt, best.text, worst.text, chosen_ended=best.ended, rejected_ended=worst.ended)
+            )
+    if not pairs:
+        raise DataError(f"{path} holds no pair that the gold score can order")
+    return pairs, "the gold order", len(comparisons) - len(pairs)
+
+
+def _of_texts(source: RewardSource, records: Sequence[LabelledText]) -> dict[str, Any]:
+    scores = source.score([one.prompt for one in records], [Completion(one.text) for one in records])
+    return {**classifier_report(scores, [one.label for one in records]).to_json(), "against": "held-out labels"}
+
+
+def _baselines(settings: EvaluateReward, context: StageContext, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+    """What length alone and words alone achieve, fitted on the training pairs."""
+    if not settings.train_pairs:
+        return {}
+    known = cast("list[PreferencePair]", context.read_all(settings.train_pairs, "pairs").records)
+    training = [(pair.chosen, pair.rejected) for pair in known]
+    held_out = [(pair.chosen, pair.rejected) for pair in pairs]
+    return {
+        "length_only_accuracy": length_only_accuracy(training, held_out).accuracy,
+        "bag_of_words_accuracy": bag_of_words_accuracy(training, held_out).accuracy,
+    }
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What all policies of one evaluation share."""
+
+    prompts: list[Prompt]
+    judge: RewardSource
+    judged_by: str
+    second_judge: RewardSource | None
+    reward: RewardSource | None
+    reference: Policy
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Answers:
+    completions: list[Completion]
+    successes: list[float]
+    figures: dict[str, Any]
+
+
+def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> None:
+    """Writes summary.json with `policies`, `judge` and `samples`; every policy gets the same prompts and random numbers."""
+    if settings.reference not in settings.policies:
+        raise SettingsError(
+            f"reference is {settings.reference}, which is not among the policies of stage {context.name}"
+        )
+    judge, facts = make_judge(settings.judge, context)
+    second, second_facts = make_judge(settings.second_judge, context) if settings.second_judge else (None, None)
+    reference, _ = _load(settings.policies[settings.reference], context)
+    reward = None
+    if settings.reward_model is not None:
+        reward = ModelReward(*read_reward_model(context.resolve(settings.reward_model), precision=context.precision))
+    prompts = _repeated(settings, context)
+    sampling = Sampling(settings.max_new_tokens)
+    shared = _Evaluation(prompts, judge, facts["name"], second, reward, reference, sampling, context.seed)
+    answers: dict[str, _Answers] = {}
+    total = len(settings.policies) + len(settings.greedy) + (settings.best_of_n is not None)
+    with context.progress.stage(context.name, total, headline=("success_rate",)):
+        for name, place in settings.policies.items():
+            policy, chat_format = _load(place, context)
+            answers[name] = _sampled(shared, policy, chat_format)
+            context.progress.update(len(answers), {"success_rate": answers[name].figures["success_rate"]})
+            if name in settings.greedy:
+                answers[f"{name}_greedy"] = _greedy(shared, policy, chat_format)
+            if name == settings.reference and settings.best_of_n is not None:
+                answers["best_of_n"] = _best_of_n(shared, policy, chat_format, settings.best_of_n)
+    for name, found in answers.items():
+        context.folder.append_samples(0, _samples(prompts, found, settings.num_shown), kind=name)
+    summary = {
+        "policies": {name: found.figures for name, found in answers.items()},
+        "judge": facts,
+        "second_judge": second_facts,
+        "samples": _side_by_side(prompts, answers, settings.num_shown),
+    }
+    context.folder.write_summary(summary)
+
+
+def _load(place: str, context: StageContext) -> tuple[Policy, ChatFormat]:
+    # Success rates and KL are stated for float32, whatever the training computed in.
+    return read_policy(context.resolve(place), precision="float32")
+
+
+def _repeated(settings: EvaluatePolicies, context: StageContext) -> list[Prompt]:
+    prompts: list[Prompt] = [""]
+    if settings.prompts is not None:
+        prompts = cast("list[Prompt]", context.read(settings.prompts, "prompts").records)
+    return [prompts[number % len(prompts)] for number in range(settings.num_samples)]
+
+
+def _generate(
+    shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: int, sampling: Sampling
+) -> list[Completion]:
+    ids = [chat_format.prompt_ids(prompt) for prompt in shared.prompts for _ in range(n)]
+    random = torch.Generator().manual_seed(derived_seed(shared.seed, f"evaluation of {n}"))
+    return PolicyGenerator(policy, chat_format).generate(ids, sampling=sampling, random=random)
+
+
+def _sampled(shared: _Evaluation, policy: Policy, chat_format: ChatFormat) -> _Answers:
+    completions = _generate(shared, policy, chat_format, 1, shared.sampling)
+    kl = kl_per_sequence(policy, shared.reference, chat_format, shared.prompts, completions)
+    return _measured(shared, completions, kl)
+
+
+def _greedy(shared: _Evaluation, policy: Policy, chat_format: ChatFormat) -> _Answers:
+    sampling = Sampling(shared.sampling.max_new_tokens, temperature=0.0)
+    return _measured(shared, _generate(shared, policy, chat_format, 1, sampling), None)
+
+
+def _best_of_n(shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: int) -> _Answers:
+    if shared.reward is None:
+        raise SettingsError("best_of_n needs a reward_model to pick the best by")
+    completions = _generate(shared, policy, chat_format, n, shared.sampling)
+    scores = shared.reward.score([prompt for prompt in shared.prompts for _ in range(n)], completions)
+    found = _measured(shared, [completions[place] for place in best_of(scores, n)], None)
+    # The bound of Beirami et al.: the sampled KL of a best-of-n policy has no cheap estimate.
+    found.figures.update(n_candidates=n, kl_from_reference=best_of_n_kl_bound(n), kl_is_bound=True)
+    return found
+
+
+def _measured(shared: _Evaluation, completions: list[Completion], kl: list[float] | None) -> _Answers:
+    successes = shared.judge.score(shared.prompts, completions)
+    scores = shared.reward.score(shared.prompts, completions) if shared.reward is not None else None
+    figures = policy_figures(completions, successes, kl_per_sequence=kl, scores=scores, judged_by=shared.judged_by)
+    if shared.second_judge is not None:
+        second = shared.second_judge.score(shared.prompts, completions)
+        figures["second_judge_rate"] = sum(second) / len(second)
+    if shared.judged_by == "the gold rubric":
+        figures["flaws"] = _flaw_shares(shared.prompts, completions)
+    return _Answers(completions, successes, figures)
+
+
+def _flaw_shares(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, float]:
+    """Share of the answers with each kind of flaw."""
+    counts: Counter[str] = Counter()
+    for prompt, completion in zip(prompts, completions, strict=True):
+        grade = tutorials.grade(prompt_text(prompt), completion.text, ended=completion.ended)
+        counts.update({flaw.value for flaw in grade.flaws})
+    return {flaw: count / len(completions) for flaw, count in counts.most_common()}
+
+
+@torch.no_grad()
+def kl_per_sequence(
+    policy: Policy,
+    reference: Policy,
+    chat_format: ChatFormat,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+) -> list[float]:
+    """Sampled KL(policy || reference) of each completion, in nats: the sum of log ratios over its tokens."""
+    groups = [
+        TokenGroup(chat_format.prompt_ids(prompt), (completion.token_ids or (),))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    found: list[float] = []
+    for part in micro_batches(groups, max_tokens=TOKENS_PER_PART):
+        packed = pack([groups[number] for number in part])
+        log_ratio = policy.logprobs(packed).logprobs - reference.logprobs(packed).logprobs
+        sums = torch.zeros(len(part), device=log_ratio.device)
+        found += sums.index_add_(0, packed.segment.to(log_ratio.device), log_ratio).tolist()
+    return found
+
+
+def _samples(prompts: Sequence[Prompt], found: _Answers, num: int) -> list[Sample]:
+    rows = zip(prompts[:num], found.completions, found.successes, strict=False)
+    return [Sample(prompt, answer.text, {"success": success}) for prompt, answer, success in rows]
+
+
+def _side_by_side(prompts: Sequence[Prompt], answers: dict[str, _Answers], num: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": prompt_text(prompts[place]),
+            "answers": {
+                name: {"text": found.completions[place].text, "success": bool(found.successes[place])}
+                for name, found in answers.items()
+            },
+        }
+        for place in range(min(num, len(prompts)))
+    ]

@@ -1,0 +1,69 @@
+"""The headline figures of a whole pipeline, from what its stages wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefloop.collection.agreement import agreement_report
+from prefloop.records import Label
+from prefloop.runs.stage_settings import EvaluatePolicies, EvaluateReward, Pipeline
+from prefloop.runs.stage_settings import Label as LabelStage
+
+
+def summarise(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
+    """What summary.json holds; a part is there when the pipeline has a stage for it."""
+    summary: dict[str, Any] = {"name": pipeline.name, "seed": pipeline.seed}
+    rounds = [name for name, stage in pipeline.stages.items() if isinstance(stage, LabelStage)]
+    if rounds:
+        summary["dataset"] = _dataset(folder, rounds, pipeline.seed)
+    for name, stage in pipeline.stages.items():
+        if isinstance(stage, EvaluateReward | EvaluatePolicies):
+            found = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+            summary |= {key: value for key, value in found.items() if value is not None}
+    summary["alarms"] = _alarms(pipeline, folder)
+    record = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
+    summary["wall_seconds"] = {stage["name"]: stage["seconds"] for stage in record["stages"]}
+    summary["next_commands"] = [command.format(folder=folder) for command in pipeline.next_commands]
+    return summary
+
+
+def _dataset(folder: Path, rounds: list[str], seed: int) -> dict[str, Any]:
+    """Agreement over all rounds of labels together, and of each."""
+    figures, everything = [], []
+    for number, name in enumerate(rounds, start=1):
+        with (folder / name / "labels.jsonl").open(encoding="utf-8") as lines:
+            labels = [Label(**json.loads(line)) for line in lines]
+        everything += labels
+        figures.append({"round": number, "stage": name, **_agreement(labels, seed)})
+    return {**_agreement(everything, seed), "rounds": figures}
+
+
+def _agreement(labels: list[Label], seed: int) -> dict[str, Any]:
+    report = agreement_report(labels, seed=seed)
+    return {
+        "pairs": report.num_pairs,
+        "labels": report.num_labels,
+        "annotators_per_pair": report.annotators_per_pair,
+        "agreement_rate": report.percent_agreement,
+        "agreement_rate_ci95": report.percent_agreement_ci95,
+        "krippendorff_alpha": report.krippendorff_alpha,
+        "krippendorff_alpha_ci95": report.krippendorff_alpha_ci95,
+        "per_annotator": {
+            name: {
+                "num_labels": one.num_labels,
+                "left_share": one.left_share,
+                "agreement_with_others": one.agreement_with_others,
+            }
+            for name, one in report.per_annotator.items()
+        },
+    }
+
+
+def _alarms(pipeline: Pipeline, folder: Path) -> list[dict[str, Any]]:
+    """What the judges that watched over PPO stages had to say."""
+    found = []
+    for name in pipeline.stages:
+        place = folder / name / "alarms.json"
+        if place.exists():
+            found += json.loads(place.read_text(encoding="utf-8"))
+    return found
