@@ -29,7 +29,9 @@ class TokenGroup:
 
     def __post_init__(self) -> None:
         if not self.prompt:
-            raise ValueError("a group needs at least one prompt token, because the first response token is predicted from it")
+            raise ValueError(
+                "a group needs at least one prompt token, because the first response token is predicted from it"
+            )
         if any(not response for response in self.responses):
             raise ValueError("a group has an empty response")
         if self.supervised is not None and [len(mask) for mask in self.supervised] != [len(r) for r in self.responses]:

@@ -7,7 +7,7 @@ A run drives an `Algorithm`; an algorithm asks a `Generator` for completions and
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -84,10 +84,10 @@ class Algorithm(Protocol):
     batches. `state` and `load_state` carry everything else that a step reads.
     """
 
-    name: str
-    num_steps: int
-    headline: tuple[str, ...]
+    name: ClassVar[str]
+    headline: ClassVar[tuple[str, ...]]
     """The four to six metrics that matter, in the order in which they are shown."""
+    num_steps: int
 
     def batch(self, step: int) -> Any: ...
     def step(self, batch: Any) -> StepReport: ...

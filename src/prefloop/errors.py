@@ -3,6 +3,7 @@
 PrefloopError
 ├── SettingsError     a setting is unknown, mistyped or does not fit the others   (exit code 2)
 ├── DataError         a file or a row is missing, malformed or unusable           (exit code 1)
+│   └── NothingUsableError  every row of a data set was dropped
 ├── ModelError        a model or tokenizer cannot be loaded or does not fit       (exit code 1)
 ├── RunError          a run folder is missing, incomplete or does not match       (exit code 1)
 └── TrainingError     training cannot go on: non-finite numbers, nothing to learn (exit code 1)
@@ -27,6 +28,10 @@ class SettingsError(PrefloopError, ValueError):
 
 class DataError(PrefloopError, ValueError):
     """A data file or one of its rows cannot be used."""
+
+
+class NothingUsableError(DataError):
+    """Every row of a data set was dropped; the message says for which reasons."""
 
 
 class ModelError(PrefloopError, ValueError):

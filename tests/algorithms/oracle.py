@@ -35,7 +35,7 @@ from prefloop.runs.progress import Progress
 
 END = 7
 HORIZON = 3
-PROMPT = (0,)
+PROMPT = (END,)
 BETA = 0.5
 
 

@@ -191,6 +191,36 @@ def test_a_run_without_recorded_alarms_computes_them(run_folder: Path):
     assert "Alarms" not in page(run_folder).headings
 
 
+def overoptimisation_label(folder: Path) -> str:
+    return next(label for one in page(folder).named("svg") if "score and judge" in (label := one["aria-label"] or ""))
+
+
+def test_a_policy_that_moves_to_and_fro_is_drawn_over_its_steps(tmp_path: Path):
+    steady = write_stage(tmp_path / "steady", "ppo", rows=ppo_rows(turns_at=24)).path
+    assert "0.47 at KL from the reference, nats per answer 0, 0.902 at 14.4." in overoptimisation_label(steady)
+    assert "reached 14.4 of its budget of 12 nats per answer" in page(steady).text
+    rows = ppo_rows(turns_at=24)
+    for row in rows:
+        if "evaluate/judge" in row:
+            row["evaluate/kl_policy_from_reference"] = 0.9 + 0.1 * (row["step"] % 8)
+    to_and_fro = write_stage(tmp_path / "to_and_fro", "ppo", rows=rows).path
+    assert "judge: 0.47 at step 0, 0.902 at 24." in overoptimisation_label(to_and_fro)
+    assert "reached 1.3 of its budget of 12 nats per answer" in page(to_and_fro).text
+
+
+def test_a_far_budget_does_not_squeeze_the_curve(tmp_path: Path):
+    run = write_stage(tmp_path / "ppo", "ppo", rows=ppo_rows(turns_at=24))
+    assert any("KL budget 12" in text for tag, text in page(run.path).texts if tag == "text")
+    run.write_config(CONFIG.replace("12.0", "40.0"))
+    assert not any("KL budget" in text for tag, text in page(run.path).texts if tag == "text")
+
+
+def test_a_chart_without_a_judge_says_what_it_cannot_show(tmp_path: Path):
+    rows = [{key: one for key, one in row.items() if key != "evaluate/judge"} for row in ppo_rows(turns_at=24)]
+    write_stage(tmp_path / "ppo", "ppo", rows=rows)
+    assert "No judge was measured" in page(tmp_path / "ppo").text
+
+
 def test_alarms_need_the_number_of_samples_behind_the_judge(run_folder: Path):
     (run_folder / "config.yaml").write_text("algorithm:\n  kl_budget: 12.0\n", "utf-8")
     assert "Alarms" not in page(run_folder).headings

@@ -149,11 +149,11 @@ def test_shares_of_clean_answers_are_where_the_rates_put_them():
     for example in demonstrations(questions(), 12_000, rng=random.Random(2)):
         question = str(example.prompt)
         clean[task_of[question].identifier in habits()].append(grade(question, example.completion).success)
-    # Seven slips at 0.92^4 * 0.93^3 = 0.576; with a habit 0.38 times six slips at half rate, about 0.30.
-    assert sum(clean[False]) / len(clean[False]) == pytest.approx(0.576, abs=0.025)
-    assert sum(clean[True]) / len(clean[True]) == pytest.approx(0.30, abs=0.03)
+    # Seven slips at 0.93^4 * 0.94^3 = 0.621; with a habit 0.42 times six slips at half rate, about 0.353.
+    assert sum(clean[False]) / len(clean[False]) == pytest.approx(0.621, abs=0.025)
+    assert sum(clean[True]) / len(clean[True]) == pytest.approx(0.353, abs=0.03)
     overall = sum(clean[True] + clean[False]) / 12_000
-    assert 0.46 < overall < 0.50
+    assert 0.50 < overall < 0.54
 
 
 def test_each_slip_comes_at_its_rate():
@@ -171,7 +171,7 @@ def test_a_habit_replaces_slips_of_its_kind_and_halves_the_others():
     habit = next(habit for habit in habits().values() if habit.kind is Flaw.MISSING)
     rng = random.Random(8)
     counts = Counter(flaw for _ in range(4000) for flaw in draw_flaws(rng, FlawRates(rude=0.4), habit=habit))
-    assert counts[Flaw.MISSING] / 4000 == pytest.approx(0.62, abs=0.03)
+    assert counts[Flaw.MISSING] / 4000 == pytest.approx(0.58, abs=0.03)
     assert counts[Flaw.RUDE] / 4000 == pytest.approx(0.2, abs=0.03)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, get_args
 
 from prefloop.data.record_forms import DUPLICATE, Kind, Record, RowDropped, RowProblem, form_of, with_our_names
 from prefloop.data.row_files import SUFFIXES, Problems, Row, data_suffix, read_file
-from prefloop.errors import DataError, SettingsError
+from prefloop.errors import DataError, NothingUsableError, SettingsError
 from prefloop.records import Demonstration, LabelledText, PreferencePair, Prompt, TextExample
 
 SPLIT_NAMES = {"train": ("train",), "test": ("test",), "validation": ("validation", "dev")}
@@ -88,7 +88,7 @@ def read_records(
     problems.raise_any()
     if not records:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise DataError(f"No row of {source} is left: all {len(rows)} were dropped ({reasons}).")
+        raise NothingUsableError(f"No row of {source} is left: all {len(rows)} were dropped ({reasons}).")
     return ReadResult(kind, records, places, len(rows), dropped, files)
 
 

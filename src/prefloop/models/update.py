@@ -21,6 +21,9 @@ class OptimizerSettings(Settings):
 
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
+    learning_rate_width: int | None = Field(default=None, gt=0)
+    """The model width that the learning rates are meant for: they are multiplied by it over the model's own width, as
+    Adam's rates should be (Yang et al. 2022, arXiv:2203.03466, table 3); none takes them as they are."""
     schedule: Schedule = "linear"
     """How the learning rate falls after warm-up: constant, linear or cosine."""
     final_learning_rate_share: float = Field(default=0.0, ge=0, le=1)

@@ -97,6 +97,8 @@ class Prepare(Stage):
     """Our column names to the file's, where they differ."""
     split: str | None = None
     """Which split of the source to read."""
+    split_if_unlabelled: str | None = None
+    """The split to read instead when the first one holds no usable label (some public test sets hide theirs)."""
     limit: int | None = Field(default=None, gt=0)
     """Rows to read at most."""
     shares: dict[str, float] = Field(default_factory=lambda: {"train": 1.0})

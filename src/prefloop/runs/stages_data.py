@@ -15,9 +15,9 @@ from prefloop.collection.pairs import (
     most_different,
 )
 from prefloop.contracts import Sampling
-from prefloop.data.sources import read_records, record_to_row
+from prefloop.data.sources import ReadResult, read_records, record_to_row
 from prefloop.data.splits import split_by_prompt
-from prefloop.errors import DataError, SettingsError
+from prefloop.errors import DataError, NothingUsableError, SettingsError
 from prefloop.randomness import batch_indices, derived_seed, python_random
 from prefloop.records import Comparison, Completion, Prompt
 from prefloop.rollouts.generate import PolicyGenerator
@@ -51,13 +51,13 @@ def run_prepare(settings: Prepare, context: StageContext) -> None:
     source = settings.source or context.default_data
     if source is None:
         raise SettingsError(f"stage {context.name} names no source and the recipe has no data: set data=PATH")
-    found = read_records(
-        context.resolve(source),
-        kind=settings.records,
-        columns=settings.columns,
-        split=settings.split,
-        limit=settings.limit,
-    )
+    try:
+        found = _read(settings, context.resolve(source), settings.split)
+    except NothingUsableError as problem:
+        if settings.split_if_unlabelled is None:
+            raise
+        context.progress.warn(f"{problem} The split {settings.split_if_unlabelled} is read instead.")
+        found = _read(settings, context.resolve(source), settings.split_if_unlabelled)
     parts = split_by_prompt(found.records, shares=settings.shares, seed=context.seed)
     for name, records in parts.items():
         if not records:
@@ -70,6 +70,10 @@ def run_prepare(settings: Prepare, context: StageContext) -> None:
     context.write_json("audit.json", {"lines": lines, "files": files})
     for line in lines:
         context.progress.note(f"  {line.strip()}")
+
+
+def _read(settings: Prepare, source: str, split: str | None) -> ReadResult:
+    return read_records(source, kind=settings.records, columns=settings.columns, split=split, limit=settings.limit)
 
 
 def run_collect(settings: Collect, context: StageContext) -> None:

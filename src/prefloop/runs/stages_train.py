@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from peft import LoraConfig
 
@@ -19,6 +19,7 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.from_scratch import new_model, train_tokenizer
 from prefloop.models.policy import Policy, probe
 from prefloop.models.scalar_heads import ScalarModel
+from prefloop.models.update import OptimizerSettings
 from prefloop.records import Demonstration, LabelledText, PreferencePair, Prompt, TextExample, prompt_text
 from prefloop.rollouts.generate import PolicyGenerator
 from prefloop.rollouts.rewards import ConstantReward, ModelReward, ShuffledReward
@@ -45,6 +46,9 @@ from prefloop.runs.stage_settings import (
 POLICY, CRITIC, REWARD = "policy", "critic", "reward"
 """Names of the adapters when roles share one backbone."""
 
+LEARNING_RATES = ("learning_rate", "critic_learning_rate")
+"""Settings that `learning_rate_width` scales."""
+
 
 def run_sft(settings: SFTStage, context: StageContext) -> None:
     found = context.read_all(settings.train, settings.records)
@@ -59,7 +63,13 @@ def run_sft(settings: SFTStage, context: StageContext) -> None:
         held_out, _ = _groups(
             context.read(settings.evaluate, settings.records), chat_format, settings, context, "held-out data"
         )
-    algorithm = SFT(policy, groups, config=settings.training, seed=context.seed, evaluation_groups=held_out)
+    algorithm = SFT(
+        policy,
+        groups,
+        config=_for_width(settings.training, policy.backbone, context),
+        seed=context.seed,
+        evaluation_groups=held_out,
+    )
     _run(algorithm, settings, context, chat_format)
 
 
@@ -82,7 +92,7 @@ def run_reward_modelling(settings: RewardStage, context: StageContext) -> None:
         model,
         groups,
         [_target(record) for record in kept],
-        config=settings.training,
+        config=_for_width(settings.training, policy.backbone, context),
         seed=context.seed,
         evaluation_groups=held_out[0],
         evaluation_targets=[_target(record) for record in held_out[1]],
@@ -107,7 +117,7 @@ def run_dpo(settings: DPOStage, context: StageContext) -> None:
         reference,
         groups,
         [record.agreement for record in kept],
-        config=settings.training,
+        config=_for_width(settings.training, policy.backbone, context),
         seed=context.seed,
         evaluation_groups=held_out[0],
         evaluation_agreement=[record.agreement for record in held_out[1]],
@@ -130,14 +140,14 @@ def run_ppo(settings: PPOStage, context: StageContext) -> None:
         PolicyGenerator(policy, chat_format, batch_size=settings.generation_batch_size),
         prompts,
         [chat_format.prompt_ids(prompt) for prompt in prompts],
-        config=settings.training,
+        config=_for_width(settings.training, policy.backbone, context),
         seed=context.seed,
         evaluation_prompts=watched,
         evaluation_prompt_ids=[chat_format.prompt_ids(prompt) for prompt in watched],
         judge=make_judge(settings.judge, context)[0] if settings.judge is not None else None,
     )
     _run(algorithm, settings, context, chat_format)
-    _raise_alarms(settings, context)
+    _raise_alarms(context, num_watched=len(algorithm.evaluation_prompts))
 
 
 def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, chat_format: ChatFormat) -> None:
@@ -161,7 +171,7 @@ def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, c
     context.folder.add_output("final", context.path / "final")
 
 
-def _raise_alarms(settings: PPOStage, context: StageContext) -> None:
+def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
     """Writes alarms.json, and says it aloud when the reward rose while the judge fell."""
     rows = [
         {
@@ -175,8 +185,7 @@ def _raise_alarms(settings: PPOStage, context: StageContext) -> None:
     ]
     if not rows:
         return
-    num_samples = settings.training.num_evaluation_samples
-    alarms = overoptimisation_alarms(rows, num_samples=num_samples)
+    alarms = overoptimisation_alarms(rows, num_samples=num_watched)
     listed = [{"stage": context.name, "step": alarm.step, "message": alarm.message} for alarm in alarms]
     context.write_json("alarms.json", listed)
     for alarm in alarms[:1]:
@@ -237,6 +246,21 @@ def _reference(policy: Policy, model: str | None, settings: TrainingStage, conte
     if settings.lora is not None:
         return Policy(policy.backbone, policy.tokenizer, adapter=None)
     return policy.reference()
+
+
+SettingsType = TypeVar("SettingsType", bound=OptimizerSettings)
+
+
+def _for_width(training: SettingsType, backbone: Backbone, context: StageContext) -> SettingsType:
+    """The settings with their learning rates scaled to the model's width, where they name the width they are meant for."""
+    if training.learning_rate_width is None or training.learning_rate_width == backbone.width:
+        return training
+    factor = training.learning_rate_width / backbone.width
+    rates = {name: value for name, value in training.model_dump().items() if name in LEARNING_RATES}
+    scaled = {name: value * factor for name, value in rates.items()}
+    shown = ", ".join(f"{name} {value:.2g}" for name, value in scaled.items())
+    context.progress.note(f"  scaled to the model's width of {backbone.width}: {shown}")
+    return training.model_copy(update=scaled)
 
 
 def _train_adapter(policy: Policy, lora: Lora | None) -> None:

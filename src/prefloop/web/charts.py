@@ -56,8 +56,8 @@ STYLE: Any = {
     "lines.solid_capstyle": "round",
 }
 
-POINTS_PER_CURVE = 400
-"""A longer curve is drawn as means of equal stretches: more points than pixels only make the page heavier."""
+POINTS_PER_CURVE = 120
+"""A longer curve is drawn as means of equal stretches: its course shows better without the noise of single steps."""
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefloop.algorithms import ALGORITHMS
 from prefloop.errors import RunError
-from prefloop.evaluation.overoptimisation import Alarm, overoptimisation_alarms
-from prefloop.runs.drive import WALL_CLOCK_FIELDS
 from prefloop.runs.folder import RunFolder, replace_atomically
 from prefloop.runs.settings import load_yaml
 from prefloop.web import report_blocks as blocks
 from prefloop.web import report_formats as formats
-from prefloop.web.charts import Curve, Panel, curve_chart
+from prefloop.web.report_stages import Stage, headline, measured_alarms, overoptimisation, training_curves
 
 PIPELINE_SCHEMA_VERSION = 1
-EVALUATE = "evaluate/"
-MAX_CURVES_WITHOUT_HEADLINE = 6
 
 
 @dataclass(frozen=True)
@@ -36,26 +31,6 @@ class StageAlarm:
     stage: str
     step: int | None
     message: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage as it is shown. `run` is None while it has no run folder yet."""
-
-    name: str
-    kind: str
-    anchor: str
-    state: str
-    seconds: float | None
-    run: RunFolder | None
-    rows: tuple[dict[str, Any], ...]
-    config: Mapping[str, Any]
-    config_text: str
-    audit: tuple[str, ...]
-
-    @property
-    def reason(self) -> str | None:
-        return self.run.reason if self.run else None
 
 
 @dataclass(frozen=True)
@@ -196,7 +171,7 @@ def _context(
         ],
         "samples": samples,
         "alarms": _by_stage(_alarms(stages, summary)),
-        "overoptimisation": [chart for stage in stages if (chart := _overoptimisation(stage)) is not None],
+        "overoptimisation": [chart for stage in stages if (chart := overoptimisation(stage)) is not None],
         "dataset": dataset,
         "round_table": blocks.round_table(dataset),
         "annotator_table": blocks.annotator_table(dataset),
@@ -204,7 +179,7 @@ def _context(
         "accuracy_chart": blocks.accuracy_chart(reward_model),
         "calibration": blocks.calibration_of(reward_model),
         "auc_table": blocks.auc_table(reward_model),
-        "curves": [(stage, charts) for stage in stages if (charts := _training_curves(stage))],
+        "curves": [(stage, charts) for stage in stages if (charts := training_curves(stage))],
         "lineage": [(stage, sources) for stage in stages if (sources := _sources(stage, stages))],
         "figures": {} if is_pipeline else {key: one for key, one in summary.items() if _is_figure(one)},
         "next_commands": [one for one in summary.get("next_commands") or () if isinstance(one, str)],
@@ -263,92 +238,12 @@ def _progress_sentence(stage: Stage) -> str:
     if not num_steps:
         return f"The run is {stage.state}; no training step is on record."
     sentence = f"The run is {stage.state} after {num_steps:,} step{'s' if num_steps > 1 else ''}"
-    for name in _headline(stage):
+    for name in headline(stage):
         values = [row[name] for row in stage.rows if formats.is_number(row.get(name))]
         if len(values) > 1:
             change = f"went from {formats.number(values[0])} to {formats.number(values[-1])}"
             return f"{sentence}: {formats.words(name)} {change}."
     return f"{sentence}."
-
-
-def _headline(stage: Stage) -> tuple[str, ...]:
-    """The stage's metrics that matter, as its algorithm orders them; without an algorithm, the first few on record."""
-    algorithm = stage.run.algorithm if stage.run else stage.kind
-    if algorithm in ALGORITHMS:
-        return ALGORITHMS[algorithm][0].headline
-    names = dict.fromkeys(name for row in stage.rows for name in row)
-    kept = [name for name in names if name not in WALL_CLOCK_FIELDS | {"step", "num_tokens"}]
-    return tuple(kept[:MAX_CURVES_WITHOUT_HEADLINE])
-
-
-def _training_curves(stage: Stage) -> list[Markup]:
-    """One chart per headline metric; what was measured in training and on held-out data shares a chart."""
-    charts = []
-    for index, name in enumerate(dict.fromkeys(one.removeprefix(EVALUATE) for one in _headline(stage))):
-        curves = [
-            curve
-            for curve in (
-                _curve(stage.rows, "step", name, label="training"),
-                _curve(stage.rows, "step", EVALUATE + name, label="held out", drawn_as="points"),
-            )
-            if curve.x
-        ]
-        if curves:
-            label = f"{formats.heading(stage.name)}: {formats.words(name)}"
-            chart_id = f"{stage.anchor}-curve-{index}"
-            panel = Panel(formats.heading(name), curves)
-            charts.append(curve_chart([panel], label=label, chart_id=chart_id, x_label="step", width=290))
-    return charts
-
-
-def _curve(rows: Sequence[Mapping[str, Any]], x: str, y: str, *, label: str, drawn_as: Any = "line") -> Curve:
-    points = [(row[x], row[y]) for row in rows if formats.is_number(row.get(x)) and formats.is_number(row.get(y))]
-    return Curve(label, [point[0] for point in points], [point[1] for point in points], drawn_as=drawn_as)
-
-
-def _overoptimisation(stage: Stage) -> tuple[Stage, Markup, bool] | None:
-    """A PPO stage's score and judge against its distance from the reference, and whether there is a judge."""
-    if (stage.run.algorithm if stage.run else stage.kind) != "ppo":
-        return None
-    x = f"{EVALUATE}kl_policy_from_reference"
-    if not any(formats.is_number(row.get(x)) for row in stage.rows):
-        x = "step"
-    score = _curve(stage.rows, x, f"{EVALUATE}score", label="score", drawn_as="points")
-    judge = _curve(stage.rows, x, f"{EVALUATE}judge", label="judge", drawn_as="points")
-    if len(score.x) < 2:
-        return None
-    marked = [(alarm.kl if x != "step" else alarm.step, alarm.judge) for alarm in _measured_alarms(stage)]
-    is_share = all(0 <= value <= 1 for value in judge.y)
-    panels = [Panel("Reward model's score", [score])]
-    if judge.x:
-        places = [(place, height) for place, height in marked if place is not None]
-        panels.append(Panel("Judge", [judge], as_percent=is_share, marked=places))
-    budget = _setting(stage.config, "kl_budget")
-    chart = curve_chart(
-        panels,
-        label=f"{formats.heading(stage.name)}: score and judge as the policy leaves its reference",
-        chart_id=f"{stage.anchor}-overoptimisation",
-        x_label="step" if x == "step" else "KL from the reference, nats per sequence",
-        x_limit=(budget, f"KL budget {formats.number(budget)}") if formats.is_number(budget) and x != "step" else None,
-    )
-    return stage, chart, bool(judge.x)
-
-
-def _setting(config: Mapping[str, Any], name: str) -> Any:
-    """The value of the first setting of that name, wherever its group stands; None where there is none."""
-    if name in config:
-        return config[name]
-    below = (_setting(group, name) for group in config.values() if isinstance(group, Mapping))
-    return next((value for value in below if value is not None), None)
-
-
-def _measured_alarms(stage: Stage) -> list[Alarm]:
-    """Alarms from a stage's own evaluations; none where the judge is no share or the number of samples is unknown."""
-    num_samples = _setting(stage.config, "num_evaluation_samples")
-    judges = [row[EVALUATE + "judge"] for row in stage.rows if formats.is_number(row.get(EVALUATE + "judge"))]
-    if not judges or not isinstance(num_samples, int) or num_samples < 1 or not all(0 <= one <= 1 for one in judges):
-        return []
-    return overoptimisation_alarms(stage.rows, num_samples=num_samples)
 
 
 def _alarms(stages: Sequence[Stage], summary: Mapping[str, Any]) -> list[StageAlarm]:
@@ -364,7 +259,7 @@ def _alarms(stages: Sequence[Stage], summary: Mapping[str, Any]) -> list[StageAl
             StageAlarm(str(one.get("stage", "")), one.get("step"), str(one.get("message", ""))) for one in recorded
         ]
     return alarms + [
-        StageAlarm(stage.name, alarm.step, alarm.message) for stage in stages for alarm in _measured_alarms(stage)
+        StageAlarm(stage.name, alarm.step, alarm.message) for stage in stages for alarm in measured_alarms(stage)
     ]
 
 

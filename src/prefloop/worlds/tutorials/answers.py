@@ -74,14 +74,14 @@ class FlawRates:
     come at half their rate. Raises SettingsError outside [0, 1].
     """
 
-    out_of_order: float = 0.08
-    missing: float = 0.08
-    repeated: float = 0.08
-    foreign: float = 0.07
-    rude: float = 0.08
-    no_closing: float = 0.07
-    two_closings: float = 0.07
-    habit: float = 0.62
+    out_of_order: float = 0.07
+    missing: float = 0.07
+    repeated: float = 0.07
+    foreign: float = 0.06
+    rude: float = 0.07
+    no_closing: float = 0.06
+    two_closings: float = 0.06
+    habit: float = 0.58
 
     def __post_init__(self) -> None:
         for rate in fields(self):

@@ -1,0 +1,107 @@
+"""What the verbs print: the table of policies, samples before and after, the plan. Rich is imported when needed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> None:
+    """Success with its interval, KL, length and diversity, a line per policy."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="On held-out prompts", title_justify="left", header_style="bold")
+    for heading in ("policy", "success", "95 % interval", "n", "KL (nats)", "tokens", "distinct-2"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for name, row in policies.items():
+        low, high = row["ci95"]
+        kl = row.get("kl_from_reference")
+        shown_kl = "–" if kl is None else f"{'≤ ' if row.get('kl_is_bound') else ''}{kl:.2f}"
+        table.add_row(
+            name,
+            percent(row["success_rate"]),
+            f"{percent(low)} to {percent(high)}",
+            f"{row['n']:,}",
+            shown_kl,
+            f"{row['mean_response_tokens']:.1f}",
+            "–" if row["distinct_2"] is None else f"{row['distinct_2']:.3f}",
+        )
+    Console().print(table)
+
+
+def before_and_after(samples: Sequence[Mapping[str, Any]], *, before: str, after: str, num: int = 2) -> None:
+    """A few prompts with the answer of both policies; those that one of them got wrong come first."""
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console()
+    known = [one for one in samples if before in one["answers"] and after in one["answers"]]
+    telling = sorted(known, key=lambda one: one["answers"][before]["success"] or not one["answers"][after]["success"])
+    for one in telling[:num]:
+        console.print(Text(one["prompt"] or "(from the start token)", style="bold"))
+        width = max(30, (console.width - 4) // 2)
+        panels = [
+            Panel(
+                Text(one["answers"][name]["text"]),
+                title=f"{name}: {'success' if one['answers'][name]['success'] else 'not a success'}",
+                width=width,
+            )
+            for name in (before, after)
+        ]
+        console.print(Columns(panels))
+
+
+def figures(summary: Mapping[str, Any]) -> None:
+    """The lines between the samples and the table: agreement and reward model."""
+    dataset = summary.get("dataset")
+    if dataset:
+        print(
+            f"choices: {dataset['pairs']:,} pairs, {dataset['annotators_per_pair']:.0f} annotators each, "
+            f"agreement {percent(dataset['agreement_rate'])}, Krippendorff's alpha {dataset['krippendorff_alpha']:.2f}"
+        )
+    reward = summary.get("reward_model")
+    if reward and reward.get("auc_concordance") is not None:
+        print(
+            f"reward model: orders {percent(reward['auc_concordance'])} of {reward['n']:,} held-out pairs as "
+            f"{reward['against']} does (oriented AUC {reward['auc_oriented']:.3f}, pooled AUC {reward['auc_pooled']:.3f})"
+        )
+    elif reward and reward.get("roc_auc") is not None:
+        print(
+            f"reward model: classifies {percent(reward['accuracy'])} of {reward['n']:,} held-out texts "
+            f"(ROC-AUC {reward['roc_auc']:.3f})"
+        )
+    for judge in (summary.get("judge"), summary.get("second_judge")):
+        if judge and judge.get("accuracy") is not None:
+            print(
+                f"{judge['name']}: {percent(judge['accuracy'])} right on {judge['n']:,} texts of {judge['tested_on']}"
+            )
+    for alarm in summary.get("alarms", []):
+        print(f"ALARM in {alarm['stage']}, step {alarm['step']}: {alarm['message']}")
+
+
+def pipeline_result(summary: Mapping[str, Any], folder: Path) -> None:
+    """How a pipeline ends: samples, figures, table, seconds, report, next commands."""
+    policies = summary.get("policies")
+    if policies:
+        names = list(policies)
+        last = "ppo" if "ppo" in names else names[-1]
+        before_and_after(summary.get("samples", []), before=names[0], after=last)
+    figures(summary)
+    if policies:
+        policy_table(policies)
+    seconds = sum(value for value in summary["wall_seconds"].values() if value)
+    print(f"{seconds:.0f} seconds in all; everything is in {folder}")
+
+
+def plan_table(planned: Sequence[Any]) -> None:
+    """The stages of a plan, a line each."""
+    width = max(len(step.name) for step in planned)
+    for number, step in enumerate(planned, start=1):
+        reads = f"  (from {', '.join(step.parents)})" if step.parents else ""
+        print(f"{number:2}. {step.name:<{width}}  {step.kind:<18} {step.action}{reads}")
