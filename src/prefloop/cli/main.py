@@ -3,27 +3,30 @@
 Exit codes: 0 it worked, 1 it failed, 2 a wrong command or setting, 130 interrupted (and saved).
 """
 
+import functools
+import os
 import sys
-from typing import Annotated
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from prefloop import __version__
 from prefloop.cli import chat, data, doctor, evaluate, quickstart, report, run, score, train
 from prefloop.errors import PrefloopError
 
+VERBS = (quickstart, doctor, data, train, run, evaluate, score, chat, report)
+
 app = typer.Typer(
     name="prefloop",
-    help="The whole loop of learning from human preferences: data, fine-tuning, choices, reward model, PPO and DPO, proof.",
+    help="The whole loop of learning from human preferences: "
+    "data, fine-tuning, choices, reward model, PPO and DPO, proof.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-for verb in (quickstart, doctor, data, train, run, evaluate, score, chat, report):
-    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 
 
 def _version(asked: bool) -> None:
@@ -39,45 +42,61 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Read before any verb."""
-    click.get_current_context().obj = {"debug": debug}
+    """Both are read before any verb: `entry` takes --debug off the line, wherever it stands; `_version` stops."""
+    del debug, version
 
 
 def entry() -> None:
     """What the installed command runs."""
-    debug = "--debug" in sys.argv
-    # --debug is accepted wherever it stands on the line.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as problem:
-        problem.show()
-        sys.exit(problem.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        if debug:
-            raise
-        _say("stopped at once; what was saved before is complete")
-        sys.exit(130)
-    except PrefloopError as problem:
-        if debug:
-            raise
-        _say(str(problem))
-        sys.exit(problem.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
-    except Exception as problem:
-        if debug:
-            raise
-        _say(
-            f"an error that should not happen: {type(problem).__name__}: {problem}\nRun it again with --debug to see where."
-        )
-        sys.exit(1)
+    arguments = sys.argv[1:]
+    _debug.on = "--debug" in arguments
+    app([argument for argument in arguments if argument != "--debug"], prog_name="prefloop")
 
 
-def _say(text: str) -> None:
-    print(f"prefloop: {text}", file=sys.stderr)
+class _Debug:
+    """Whether --debug stands on the line."""
+
+    on = False
+
+
+_debug = _Debug()
+
+
+def reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with every error turned into its message and exit code; --debug adds the traceback."""
+
+    @functools.wraps(command)
+    def reported(*arguments: Any, **settings: Any) -> None:
+        try:
+            command(*arguments, **settings)
+            sys.stdout.flush()
+        except PrefloopError as problem:
+            _stop(str(problem), problem.exit_code)
+        except KeyboardInterrupt:
+            _stop("stopped at once; what was saved before is complete", 130)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough. What is still buffered must not be written at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as problem:
+            _stop(
+                f"an error that should not happen: {type(problem).__name__}: {problem}\n"
+                "Run it again with --debug to see where.",
+                1,
+            )
+
+    return reported
+
+
+def _stop(message: str, exit_code: int) -> NoReturn:
+    if _debug.on:
+        traceback.print_exc()
+    print(f"prefloop: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+for verb in VERBS:
+    app.command(name=verb.__name__.rpartition(".")[2])(reporting_errors(verb.command))
 
 
 if __name__ == "__main__":

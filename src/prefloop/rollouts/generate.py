@@ -177,10 +177,13 @@ class _Decoding:
         self.eos_id = eos_id
         self.uniform = uniform.to(policy.device)
         self.num_rows = len(prompts)
+        # A prompt that is asked for several samples is read once; its cache is copied to all its rows.
+        different = {tuple(prompt): number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        self.prompt_of_row = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=policy.device)
         self.width = max(len(prompt) for prompt in prompts)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.tokens = torch.full((self.num_rows, self.width), eos_id)
-        for number, prompt in enumerate(prompts):
+        lengths = torch.tensor([len(prompt) for prompt in different])
+        self.tokens = torch.full((len(different), self.width), eos_id)
+        for number, prompt in enumerate(different):
             self.tokens[number, self.width - len(prompt) :] = torch.tensor(prompt)
         place = torch.arange(self.width)
         self.is_real = (place[None] >= (self.width - lengths)[:, None]).to(policy.device)
@@ -198,6 +201,11 @@ class _Decoding:
         """Decodes until every row has ended or the limit is reached. `alive` rows are drawn for."""
         logits = self._forward(self.tokens, self.positions, self._prompt_mask())
         next_position = self.positions[:, -1] + 1
+        if len(logits) < self.num_rows:
+            logits, next_position = logits[self.prompt_of_row], next_position[self.prompt_of_row]
+            self.is_real = self.is_real[self.prompt_of_row]
+            for layer in self.layers:
+                layer.keep_rows(self.prompt_of_row)
         finished = torch.zeros(self.num_rows, dtype=torch.bool, device=self.tokens.device)
         for place in range(self.sampling.max_new_tokens):
             step = draw(logits, self.uniform[self.alive, place], self.sampling)
