@@ -26,7 +26,7 @@ ALGORITHMS_PAGE = DOCS / "algorithms.md"
 INTRODUCTION = """# Settings
 
 Every key that a recipe may hold, written by `docs/make_settings.py` from the models that check it. How a recipe is put
-together is on the page [Recipes](recipes.md); what the algorithms do with their settings on [Algorithms](algorithms.md).
+together is on the page [Recipes](recipes.md); what the algorithms do with them on [Algorithms](algorithms.md).
 
 - A key with a dot stands inside a group: `training.learning_rate` is `learning_rate` below `training`.
 - A `group` holds the keys that are listed below it.

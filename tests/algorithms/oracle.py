@@ -106,7 +106,7 @@ def rewards(seed: int = 0) -> Tensor:
         [
             sum((worth[place, word] for place, word in enumerate(answer)), torch.tensor(0.0))
             + sum((neighbours[pair] for pair in itertools.pairwise(answer)), torch.tensor(0.0))
-            + (0.5 if answer[-1] == END else 0.0)
+            + (1.2 if answer[-1] == END else 0.0)
             for answer in ANSWERS
         ]
     )
@@ -165,3 +165,33 @@ def frozen(policy: Policy) -> Policy:
 
 
 Change = Callable[[Any], None]
+
+
+def pairs(reward: Tensor, source: Tensor, *, count: int, seed: int, certain: bool = False) -> tuple[list[TokenGroup], list[float]]:
+    """Pairs of answers drawn from `source`, the better one first, with the share of annotators who prefer it.
+
+    The share is exactly sigmoid(reward difference), or with `certain` one annotator's draw from it.
+    """
+    random = torch.Generator().manual_seed(seed)
+    left, right = torch.multinomial(source, 2 * count, replacement=True, generator=random).view(2, -1)
+    share = torch.sigmoid(reward[left] - reward[right])
+    if certain:
+        share = (torch.rand(count, generator=random, dtype=torch.float64) < share).double()
+    swap = share < 0.5
+    chosen, rejected = torch.where(swap, right, left), torch.where(swap, left, right)
+    groups = [
+        TokenGroup(PROMPT, (ANSWERS[one], ANSWERS[other]))
+        for one, other in zip(chosen.tolist(), rejected.tolist(), strict=True)
+    ]
+    return groups, torch.where(swap, 1 - share, share).tolist()
+
+
+def everywhere(reference: Tensor) -> Tensor:
+    """Where pairs come from: mostly the reference, but no answer is left out."""
+    return 0.8 * reference + 0.2 / len(reference)
+
+
+def without_end(group: TokenGroup) -> TokenGroup:
+    """The group with its end tokens not counted."""
+    masks = tuple(tuple(token != END for token in response) for response in group.responses)
+    return TokenGroup(group.prompt, group.responses, masks)

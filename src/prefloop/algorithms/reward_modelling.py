@@ -10,6 +10,9 @@ Departures from the paper:
 1. A pair is one training example; the pairs of one prompt need not share a step.
 2. `soft_labels` asks the model for the share of annotators who preferred the chosen side instead of certainty.
 3. `head_dropout` drops hidden units before the scalar head while training (off by default).
+4. `language_weight` also asks the body to predict the tokens of the responses, as the language model it started from
+   does: features that still know what follows what tell good from bad on texts that training never saw (Yang et al.
+   2024, arXiv:2406.10216, section 3.2, which keeps the chosen responses only). It is 0, off, by default.
 4. `score_penalty` adds the squared scores: a Bradley-Terry score is free up to a constant per prompt, and the penalty
    keeps it near zero. (Eisenstein et al. 2023, arXiv:2312.09244, do so with the squared sum of a pair's scores.)
 """
@@ -23,7 +26,9 @@ from pydantic import Field
 from prefloop.batches import TokenGroup
 from prefloop.contracts import Measure, Measures, Sample, StepReport, TrainerState
 from prefloop.data.packing import micro_batches, pack
+from prefloop.errors import SettingsError
 from prefloop.formulas.preference_losses import binary_cross_entropy, bradley_terry_loss
+from prefloop.models.policy import Policy
 from prefloop.models.scalar_heads import ScalarModel
 from prefloop.models.update import (
     OptimizerSettings,
@@ -55,10 +60,12 @@ class Config(OptimizerSettings):
     """Weight of the squared score, which keeps scores near zero."""
     head_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units dropped before the scalar head while training."""
+    language_weight: float = Field(default=0.0, ge=0)
+    """Weight of the responses' negative log-likelihood per token, from the same hidden states."""
 
 
 class RewardModelling:
-    """See the module's docstring.
+    """See the module's docstring. `language_model` shares the backbone; only `language_weight` asks for it.
 
     With pairs, each group holds two responses, the chosen first, and `targets` are the shares of annotators who chose
     it.
@@ -85,8 +92,12 @@ class RewardModelling:
         seed: int,
         evaluation_groups: Sequence[TokenGroup] = (),
         evaluation_targets: Sequence[float] = (),
+        language_model: Policy | None = None,
     ) -> None:
+        if config.language_weight and language_model is None:
+            raise SettingsError("language_weight needs a language model on the reward model's backbone")
         self.model = model
+        self.language_model = language_model
         self.groups = groups
         self.targets = targets
         self.evaluation_groups = evaluation_groups
@@ -104,15 +115,23 @@ class RewardModelling:
         step, rows = batch
         groups = [self.groups[row] for row in rows]
         targets = torch.tensor([self.targets[row] for row in rows], device=self.model.device)
+        num_responses = sum(len(group.responses) for group in groups)
+        num_targets = sum(group.num_targets for group in groups)
         learning_rate = self.update.learning_rate()
         measured = _Measured()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, "dropout", step))
             for part in micro_batches(groups, max_tokens=self.config.max_tokens_per_micro_batch):
-                scores = self.model.at_ends(pack([groups[n] for n in part]), head_dropout=self.config.head_dropout)
+                packed = pack([groups[number] for number in part])
+                hidden = self.model.backbone.hidden(packed, adapter=self.model.adapter)
+                scores = self.model.at_ends(packed, head_dropout=self.config.head_dropout, hidden=hidden)
                 losses = self.losses(scores, targets[part])
-                penalty = self.config.score_penalty * scores.square().sum() / (len(scores) / len(part))
-                self.update.backward((losses.sum() + penalty) / len(groups))
+                objective = losses.sum() / len(groups)
+                objective = objective + self.config.score_penalty * scores.square().sum() / num_responses
+                if self.config.language_weight and self.language_model is not None:
+                    logprobs = self.language_model.logprobs(packed, hidden=hidden).logprobs
+                    objective = objective - self.config.language_weight * logprobs.sum() / num_targets
+                self.update.backward(objective)
                 measured.add(scores.detach(), targets[part], losses.detach())
         require_finite(measured.loss_sum, "the reward model's loss")
         gradient_norm = self.update.step()

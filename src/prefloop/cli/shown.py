@@ -33,17 +33,16 @@ def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def before_and_after(samples: Sequence[Mapping[str, Any]], *, before: str, after: str, num: int = 2) -> None:
-    """A few prompts with the answer of both policies; those that one of them got wrong come first."""
+def before_and_after(turned: Mapping[str, Any]) -> None:
+    """Prompts that the first policy got wrong and the last one right, and how many such there are; or what is instead."""
     from rich.columns import Columns
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
     console = Console()
-    known = [one for one in samples if before in one["answers"] and after in one["answers"]]
-    telling = sorted(known, key=lambda one: one["answers"][before]["success"] or not one["answers"][after]["success"])
-    for one in telling[:num]:
+    before, after = turned["before"], turned["after"]
+    for one in turned["samples"]:
         console.print(Text(one["prompt"] or "(from the start token)", style="bold"))
         width = max(30, (console.width - 4) // 2)
         panels = [
@@ -55,6 +54,10 @@ def before_and_after(samples: Sequence[Mapping[str, Any]], *, before: str, after
             for name in (before, after)
         ]
         console.print(Columns(panels))
+    print(
+        f"On the same {turned['n']:,} prompts {after} succeeds {turned['num_gained']:,} times where {before} does not, "
+        f"and {before} {turned['num_lost']:,} times where {after} does not."
+    )
 
 
 def figures(summary: Mapping[str, Any]) -> None:
@@ -88,10 +91,8 @@ def figures(summary: Mapping[str, Any]) -> None:
 def pipeline_result(summary: Mapping[str, Any], folder: Path) -> None:
     """How a pipeline ends: samples, figures, table, seconds, report, next commands."""
     policies = summary.get("policies")
-    if policies:
-        names = list(policies)
-        last = "ppo" if "ppo" in names else names[-1]
-        before_and_after(summary.get("samples", []), before=names[0], after=last)
+    if summary.get("turned"):
+        before_and_after(summary["turned"])
     figures(summary)
     if policies:
         policy_table(policies)

@@ -5,7 +5,7 @@ that says the same in other words costs a label and teaches nothing. The choice 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from prefloop.errors import DataError
@@ -23,14 +23,14 @@ def line_difference(first: str, second: str) -> float:
 
 def _neighbours(text: str) -> set[tuple[str, str]]:
     lines = ["", *(line.strip() for line in text.strip().split("\n")), ""]
-    return set(zip(lines, lines[1:], strict=False))
+    return set(pairwise(lines))
 
 
 def most_different(completions: Sequence[Completion]) -> tuple[Completion, Completion] | None:
-    """The two completions that differ most, in the order they were drawn; None when all are equal but for spaces."""
-    pairs = combinations(completions, 2)
-    best = max(pairs, key=lambda pair: line_difference(pair[0].text, pair[1].text))
-    return best if line_difference(best[0].text, best[1].text) > 0.0 else None
+    """The two completions that differ most, in the order they were drawn; None when no two differ but for spaces."""
+    pairs = ((line_difference(one.text, other.text), one, other) for one, other in combinations(completions, 2))
+    difference, one, other = max(pairs, key=lambda pair: pair[0], default=(0.0, None, None))
+    return (one, other) if one is not None and other is not None and difference > 0.0 else None
 
 
 def comparison_to_row(comparison: Comparison) -> dict[str, Any]:

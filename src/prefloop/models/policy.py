@@ -48,10 +48,15 @@ class Policy:
             return self.backbone.parameters(self.adapter)
         return dict(self.backbone.model.named_parameters())
 
-    def logprobs(self, batch: PackedBatch, *, temperature: float = 1.0) -> TargetLogprobs:
-        """Log-probabilities of the counted response tokens under softmax(logits / temperature)."""
+    def logprobs(self, batch: PackedBatch, *, temperature: float = 1.0, hidden: Tensor | None = None) -> TargetLogprobs:
+        """Log-probabilities of the counted response tokens under softmax(logits / temperature).
+
+        `hidden` [token, width] spares the forward pass where the batch's hidden states are at hand already.
+        """
         batch = batch.to(self.device)
-        hidden = self.backbone.hidden(batch, adapter=self.adapter)[batch.predictor_index]
+        if hidden is None:
+            hidden = self.backbone.hidden(batch, adapter=self.adapter)
+        hidden = hidden[batch.predictor_index]
         targets = batch.targets
         head = self.backbone.head
         chunk = max(1, LOGITS_PER_CHUNK // int(self.backbone.model.config.get_text_config().vocab_size))

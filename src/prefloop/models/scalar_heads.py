@@ -52,13 +52,16 @@ class ScalarModel:
         """The trainable parameters by name: body or adapter, and always the head."""
         return {**self.backbone.parameters(self.adapter), "score.weight": self.head.weight}  # type: ignore[dict-item]
 
-    def at_ends(self, batch: PackedBatch, *, head_dropout: float = 0.0) -> Float[Tensor, " response"]:
+    def at_ends(
+        self, batch: PackedBatch, *, head_dropout: float = 0.0, hidden: Tensor | None = None
+    ) -> Float[Tensor, " response"]:
         """One score per response, read at its last token (the end-of-sequence token when it ended).
 
-        `head_dropout` drops that share of the hidden units, from torch's global random state.
+        `head_dropout` drops that share of the hidden units, from torch's global random state. `hidden` [token, width]
+        spares the forward pass where the batch's hidden states are at hand already.
         """
         batch = batch.to(self.device)
-        return self._read(batch, batch.last_index, head_dropout=head_dropout)
+        return self._read(batch, batch.last_index, head_dropout=head_dropout, hidden=hidden)
 
     def before_targets(self, batch: PackedBatch) -> Float[Tensor, " target"]:
         """One value per counted response token, read before that token: V(s) of the state it was chosen in."""
@@ -73,8 +76,12 @@ class ScalarModel:
         values = self._read(batch, torch.cat([batch.predictor_index, batch.last_index]))
         return values[: batch.num_targets], values[batch.num_targets :]
 
-    def _read(self, batch: PackedBatch, places: Tensor, *, head_dropout: float = 0.0) -> Tensor:
-        hidden = self.backbone.hidden(batch, adapter=self.adapter)[places].float()
+    def _read(
+        self, batch: PackedBatch, places: Tensor, *, head_dropout: float = 0.0, hidden: Tensor | None = None
+    ) -> Tensor:
+        if hidden is None:
+            hidden = self.backbone.hidden(batch, adapter=self.adapter)
+        hidden = hidden[places].float()
         if head_dropout:
             hidden = torch.nn.functional.dropout(hidden, head_dropout)
         return torch.nn.functional.linear(hidden, self.head.weight.float())[:, 0]

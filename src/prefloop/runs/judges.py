@@ -1,10 +1,11 @@
 """Judges: who says that a completion is a success. Only evaluation asks them; no training step reads what they say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefloop.contracts import RewardSource
-from prefloop.errors import SettingsError
 from prefloop.evaluation.text_judge import TextJudge
+from prefloop.records import Completion, Prompt, prompt_text
 from prefloop.rollouts.rewards import RuleReward
 from prefloop.runs.stage_context import StageContext
 from prefloop.runs.stage_settings import Judge
@@ -16,8 +17,7 @@ def make_judge(settings: Judge, context: StageContext) -> tuple[RewardSource, di
     if settings.kind == "rubric":
         source = RuleReward(lambda prompt, answer: float(tutorials.gold_score(prompt, answer) == 0.0))
         return source, {"name": "the gold rubric", "exact": True}
-    if not settings.train or settings.test is None:
-        raise SettingsError(f"the judge {settings.name} is a text classifier: it needs train and test files")
+    assert settings.train and settings.test, "the plan is checked before a stage runs"
     known = context.read_all(settings.train, "labelled").records
     fitted = TextJudge.fit([record.text for record in known], [record.label for record in known])
     test = context.read(settings.test, "labelled").records
@@ -33,6 +33,6 @@ class _Classifier:
     def __init__(self, fitted: TextJudge) -> None:
         self.fitted = fitted
 
-    def score(self, prompts: Any, completions: Any) -> list[float]:
-        texts = [prompt + completion.text for prompt, completion in zip(prompts, completions, strict=True)]
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        texts = [prompt_text(prompt) + completion.text for prompt, completion in zip(prompts, completions, strict=True)]
         return [float(probability > 0.5) for probability in self.fitted.probability_positive(texts)]

@@ -1,26 +1,35 @@
-"""A recipe as a chain of stages: each one is run, skipped because nothing it depends on changed, or taken up again.
+"""A recipe as a chain of stages: each one is run, skipped because nothing it depends on changed, or taken up again."""
 
-A stage's fingerprint covers its settings, its seed, the fingerprints of the stages it reads from, and the files it reads
-from outside. A finished stage with the same fingerprint is skipped; an interrupted training stage with the same
-fingerprint goes on from its checkpoint; anything else is made anew.
-"""
-
-import hashlib
+import fcntl
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefloop.errors import PrefloopError, RunError, SettingsError
-from prefloop.runs.folder import Parent, RunFolder, json_text, replace_atomically
+from prefloop.errors import Interrupted, PrefloopError, RunError
+from prefloop.models.backbone import load_tokenizer
+from prefloop.runs.folder import RunFolder, json_text, replace_atomically
+from prefloop.runs.plan import (
+    DONE,
+    GOES_ON,
+    Planned,
+    check,
+    file_fingerprint,
+    fingerprint,
+    plan,
+    read_stage,
+    references,
+    stage_provenance,
+)
 from prefloop.runs.progress import Progress
 from prefloop.runs.provenance import provenance
 from prefloop.runs.settings import to_yaml
 from prefloop.runs.stage_context import StageContext, parent_of
-from prefloop.runs.stage_settings import AnyStage, Pipeline, Recipe, TrainingStage
+from prefloop.runs.stage_settings import AnyStage, Pipeline, Recipe
 from prefloop.runs.stages_data import run_collect, run_label, run_prepare, run_world
 from prefloop.runs.stages_evaluate import run_evaluate_policies, run_evaluate_reward
 from prefloop.runs.stages_train import run_dpo, run_ppo, run_reward_modelling, run_sft
@@ -39,115 +48,129 @@ RUNNERS: dict[str, Callable[[Any, StageContext], None]] = {
     "evaluate_policies": run_evaluate_policies,
 }
 SCHEMA_VERSION = 1
-HASHED_BYTES = 1 << 26
-"""Files from outside up to this size count by their contents, larger ones by size and time of change."""
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One line of the plan: what will happen to a stage, and what it reads from."""
+class _Work:
+    """What every stage of one recipe shares; `stages` fills as they finish."""
 
-    name: str
-    kind: str
-    action: str
-    parents: tuple[str, ...]
-    fingerprint: str
+    recipe: Pipeline | Recipe
+    progress: Progress
+    resume_command: str
+    stages: dict[str, Path]
 
-
-def plan(pipeline: Pipeline, folder: Path) -> list[Planned]:
-    """What `run_pipeline` would do, stage by stage. Raises SettingsError for a stage that reads from a later one."""
-    planned: list[Planned] = []
-    fingerprints: dict[str, str] = {}
-    for name, stage in pipeline.stages.items():
-        named = list(dict.fromkeys(text.partition("/")[0] for text in _references(stage)))
-        ahead = [one for one in named if one in pipeline.stages and one not in fingerprints]
-        if ahead:
-            raise SettingsError(
-                f"stage {name} reads from {', '.join(ahead)}, which does not come before it: reorder the stages"
-            )
-        parents = tuple(one for one in named if one in fingerprints)
-        fingerprints[name] = _fingerprint(pipeline, stage, fingerprints)
-        action = _action(folder / name, fingerprints[name], stage)
-        planned.append(Planned(name, stage.kind, action, parents, fingerprints[name]))
-    return planned
+    def context(self, stage: AnyStage, name: str, run: RunFolder, *, resume: bool) -> StageContext:
+        return StageContext(
+            name=name,
+            folder=run,
+            seed=_seed(self.recipe, stage),
+            progress=self.progress,
+            precision=self.recipe.precision,
+            resume_command=self.resume_command,
+            stages=self.stages,
+            default_model=self.recipe.model,
+            default_data=self.recipe.data,
+            resume=resume,
+        )
 
 
 def run_pipeline(pipeline: Pipeline, folder: Path, *, progress: Progress, resume_command: str) -> dict[str, Any]:
-    """Runs the stages in `folder` and returns the summary, which is also written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_atomically(folder / "config.yaml", to_yaml(pipeline))
+    """Runs the stages in `folder` and returns the summary, which is also written there.
+
+    Raises SettingsError and RunError before anything is written for a plan that cannot be (see `plan`), ModelError for
+    a model outside that cannot be had, RunError when another process is at work in the folder, Interrupted after
+    Ctrl-C, and what a stage raises.
+    """
     planned = plan(pipeline, folder)
-    stages: dict[str, Path] = {}
-    state = "failed"
-    try:
-        for number, step in enumerate(planned, start=1):
-            progress.note(f"[{number}/{len(planned)}] {step.name} ({step.kind}): {step.action}")
-            _run_stage(pipeline, step, folder, stages, progress, resume_command)
-            stages[step.name] = folder / step.name
+    _require_outside_models(pipeline, planned)
+    _require_own_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    work = _Work(pipeline, progress, resume_command, {})
+    with _alone(folder):
+        state = "failed"
+        try:
             _write_record(pipeline, planned, folder, "running")
-        state = "finished"
-    except KeyboardInterrupt:
-        state = "interrupted"
-        raise
-    except PrefloopError as error:
-        state = "interrupted" if error.exit_code == 130 else "failed"
-        raise
-    finally:
-        _write_record(pipeline, planned, folder, state)
-    summary = summarise(pipeline, folder)
-    replace_atomically(folder / "summary.json", json_text(summary, indent=2) + "\n")
+            replace_atomically(folder / "config.yaml", to_yaml(pipeline))
+            for number, step in enumerate(planned, start=1):
+                progress.note(f"[{number}/{len(planned)}] {step.name} ({step.kind}): {step.action}")
+                _run_stage(pipeline, step, folder, work)
+                work.stages[step.name] = folder / step.name
+                _write_record(pipeline, planned, folder, "running")
+            state = "finished"
+        except Interrupted:
+            state = "interrupted"
+            raise
+        finally:
+            _write_record(pipeline, planned, folder, state)
+        summary = summarise(pipeline, folder)
+        replace_atomically(folder / "summary.json", json_text(summary, indent=2) + "\n")
     return summary
 
 
 def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress, resume_command: str, resume: bool) -> None:
-    """Runs the one training stage of a recipe in `folder`."""
-    fingerprint = _fingerprint(recipe, recipe.stage, {})
+    """Runs the one training stage of a recipe in `folder`.
+
+    Raises SettingsError for inputs that cannot be there; RunError when `resume` finds no run of these settings to go on with, or a new run finds the folder taken;
+    Interrupted after Ctrl-C; and what the stage raises.
+    """
+    check(recipe)
+    wanted = fingerprint(recipe, recipe.stage, {})
+    work = _Work(recipe, progress, resume_command, {})
     if resume:
         run = RunFolder(folder)
-        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["fingerprint"]
-        if known != fingerprint:
+        facts = stage_provenance(folder)
+        if facts is None or facts["fingerprint"] != wanted:
             raise RunError(f"{folder} was made with other settings or other data: resume it with its own config.yaml")
         if run.is_finished:
             raise RunError(f"{folder} is finished: there is nothing to resume")
     else:
-        run = RunFolder.create(folder, name=recipe.name, algorithm=recipe.stage.kind, seed=recipe.seed)
-        run.write_provenance({**provenance({}), "fingerprint": fingerprint})
+        run = RunFolder.create(folder, name=recipe.name, algorithm=recipe.stage.kind, seed=_seed(recipe, recipe.stage))
+        run.write_provenance({**provenance(_outside_fingerprints(recipe, recipe.stage)), "fingerprint": wanted})
         run.write_config(to_yaml(recipe))
-    context = _context(recipe, recipe.stage, recipe.name, run, {}, progress, resume_command, resume=resume)
-    _guarded(recipe.stage, context)
+    with _alone(folder):
+        _guarded(recipe.stage, work.context(recipe.stage, recipe.name, run, resume=resume))
 
 
-def _run_stage(
-    pipeline: Pipeline,
-    step: Planned,
-    folder: Path,
-    stages: dict[str, Path],
-    progress: Progress,
-    resume_command: str,
-) -> None:
-    if step.action == "done already":
+def _run_stage(pipeline: Pipeline, step: Planned, folder: Path, work: _Work) -> None:
+    if step.action == DONE:
         return
     place = folder / step.name
     stage = pipeline.stages[step.name]
-    resume = step.action.startswith("goes on")
-    if resume:
-        run = RunFolder(place)
-    else:
-        if place.exists():
-            shutil.rmtree(place)
-        found = [parent_of(text, "input", stages) for text in _references(stage)]
-        parents: list[Parent] = list(dict.fromkeys(parent for parent in found if parent is not None))
-        seed = stage.seed if stage.seed is not None else pipeline.seed
-        run = RunFolder.create(place, name=step.name, algorithm=step.kind, seed=seed, parents=parents)
-        outside = {text: _file_fingerprint(Path(text)) for text in _references(stage) if Path(text).exists()}
-        run.write_provenance({**provenance(outside), "fingerprint": step.fingerprint})
-        run.write_config(to_yaml(stage))
-    context = _context(pipeline, stage, step.name, run, stages, progress, resume_command, resume=resume)
+    resume = step.action == GOES_ON
+    run = RunFolder(place) if resume else _new_stage(pipeline, step, place, work.stages)
+    earlier_seconds = _seconds(place) or 0.0
     start = time.monotonic()
-    _guarded(stage, context)
-    seconds = time.monotonic() - start
-    replace_atomically(place / "wall_seconds.json", json_text({"seconds": seconds}) + "\n")
-    progress.note(f"  {step.name} took {seconds:.1f} s")
+    try:
+        _guarded(stage, work.context(stage, step.name, run, resume=resume))
+    except Interrupted:
+        raise
+    except PrefloopError as problem:
+        raise type(problem)(f"stage {step.name}: {problem}") from problem
+    finally:
+        seconds = earlier_seconds + time.monotonic() - start
+        replace_atomically(place / "wall_seconds.json", json_text({"seconds": seconds}) + "\n")
+    work.progress.note(f"  {step.name} took {seconds:.1f} s")
+
+
+def _new_stage(pipeline: Pipeline, step: Planned, place: Path, stages: dict[str, Path]) -> RunFolder:
+    """An empty run folder for the stage; what an earlier run left there is removed."""
+    doomed = place.with_name(f".removed-{place.name}")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    if place.exists():
+        # Renamed first, so that a crash in the middle leaves no half of a run.
+        place.rename(doomed)
+        shutil.rmtree(doomed)
+    stage = pipeline.stages[step.name]
+    found = [parent_of(one.text, one.role, stages) for one in references(stage, pipeline)]
+    parents = list(dict.fromkeys(parent for parent in found if parent is not None))
+    run = RunFolder.create(place, name=step.name, algorithm=step.kind, seed=_seed(pipeline, stage), parents=parents)
+    facts = provenance(_outside_fingerprints(pipeline, stage))
+    read = {name: RunFolder(stages[name]).run_id for name in step.parents}
+    run.write_provenance({**facts, "fingerprint": step.fingerprint, "parent_runs": read})
+    run.write_config(to_yaml(stage))
+    return run
 
 
 def _guarded(stage: AnyStage, context: StageContext) -> None:
@@ -155,8 +178,11 @@ def _guarded(stage: AnyStage, context: StageContext) -> None:
     try:
         RUNNERS[stage.kind](stage, context)
     except KeyboardInterrupt:
-        context.folder.mark("interrupted", "stopped by the person")
-        raise
+        if context.folder.state == "running":
+            context.folder.mark("interrupted", "stopped by the person")
+        raise Interrupted(
+            f"stopped at once in {context.name}; what was saved before is complete. To go on: {context.resume_command}"
+        ) from None
     except Exception as error:
         if context.folder.state == "running":
             context.folder.mark("failed", f"{type(error).__name__}: {error}")
@@ -164,120 +190,72 @@ def _guarded(stage: AnyStage, context: StageContext) -> None:
     context.folder.mark("finished")
 
 
-def _context(
-    recipe: Pipeline | Recipe,
-    stage: AnyStage,
-    name: str,
-    run: RunFolder,
-    stages: dict[str, Path],
-    progress: Progress,
-    resume_command: str,
-    *,
-    resume: bool,
-) -> StageContext:
-    return StageContext(
-        name=name,
-        folder=run,
-        seed=stage.seed if stage.seed is not None else recipe.seed,
-        progress=progress,
-        precision=recipe.precision,
-        resume_command=resume_command,
-        stages=stages,
-        default_model=recipe.model,
-        default_data=recipe.data,
-        resume=resume,
-    )
+def _seed(recipe: Pipeline | Recipe, stage: AnyStage) -> int:
+    return stage.seed if stage.seed is not None else recipe.seed
 
 
-# Fingerprints
-
-NOT_REFERENCES = {"kind", "records", "columns", "training", "split", "shares", "from_scratch", "lora"}
-"""Fields of stages that never name a stage or a file."""
-
-
-def _references(stage: AnyStage) -> list[str]:
-    """The texts of a stage's settings that may name another stage or a file."""
-    values = {name: value for name, value in stage.model_dump().items() if name not in NOT_REFERENCES}
-    return list(_texts(values))
+def _outside_fingerprints(recipe: Pipeline | Recipe, stage: AnyStage) -> dict[str, str]:
+    """The files and folders from outside that a stage reads."""
+    found = [one for one in references(stage, recipe) if one.outside.exists()]
+    return {one.text: file_fingerprint(one.outside) for one in found}
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for below in value.values():
-            yield from _texts(below)
-    elif isinstance(value, list | tuple):
-        for below in value:
-            yield from _texts(below)
-
-
-def _fingerprint(recipe: Pipeline | Recipe, stage: AnyStage, known: dict[str, str]) -> str:
-    """See the module's docstring."""
-    settings = {
-        "stage": stage.model_dump(mode="json"),
-        "seed": stage.seed if stage.seed is not None else recipe.seed,
-        "precision": recipe.precision,
-        "model": recipe.model,
-        "data": recipe.data,
+def _require_outside_models(pipeline: Pipeline, planned: Sequence[Planned]) -> None:
+    """Raises ModelError now for a model that a stage would look for in vain an hour later."""
+    names = {
+        one.text
+        for step in planned
+        if step.action != DONE
+        for one in references(pipeline.stages[step.name], pipeline)
+        if one.is_model and one.stage not in pipeline.stages
     }
-    inputs = {}
-    for text in [*_references(stage), *[t for t in (recipe.model, recipe.data) if t]]:
-        first = text.partition("/")[0]
-        if first in known:
-            inputs[text] = known[first]
-        elif Path(text).exists():
-            inputs[text] = _file_fingerprint(Path(text))
-    return hashlib.sha256(json_text([settings, sorted(inputs.items())]).encode()).hexdigest()
+    for name in sorted(names):
+        load_tokenizer(name)
 
 
-def _file_fingerprint(path: Path) -> str:
-    """A hash of a file, or of all files below a folder."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        facts = file.stat()
-        digest.update(str(file.relative_to(path)).encode())
-        if facts.st_size <= HASHED_BYTES:
-            digest.update(file.read_bytes())
-        else:
-            digest.update(f"{facts.st_size}/{facts.st_mtime_ns}".encode())
-    return digest.hexdigest()
+def _require_own_folder(folder: Path) -> None:
+    """Raises RunError for a folder in which files of somebody else would be written over."""
+    if (folder / "pipeline.json").exists():
+        return
+    taken = [name for name in ("config.yaml", "summary.json", "report.html") if (folder / name).exists()]
+    if taken:
+        raise RunError(f"{folder} holds a {taken[0]} that is not of a pipeline: choose another folder with --output")
 
 
-def _action(place: Path, fingerprint: str, stage: AnyStage) -> str:
-    """What is to be done about a stage."""
-    if not (place / "run.json").exists() or not (place / "provenance.json").exists():
-        return "to do"
-    run = RunFolder(place)
-    known = json.loads((place / "provenance.json").read_text(encoding="utf-8")).get("fingerprint")
-    if known != fingerprint:
-        return "to do again, because what it depends on changed"
-    if run.is_finished:
-        return "done already"
-    if isinstance(stage, TrainingStage) and run.checkpoints.exists():
-        return "goes on from its last checkpoint"
-    return "to do again, because it was not finished"
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process. Raises RunError when another process holds it."""
+    with (folder / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"another prefloop is at work in {folder}: wait until it is done, or choose another folder"
+            ) from None
+        yield
+
+
+def _seconds(place: Path) -> float | None:
+    """What a stage took so far; None where nothing says so."""
+    try:
+        return json.loads((place / "wall_seconds.json").read_text(encoding="utf-8"))["seconds"]
+    except FileNotFoundError:
+        return None
 
 
 def _write_record(pipeline: Pipeline, planned: Sequence[Planned], folder: Path, state: str) -> None:
     """pipeline.json: the stages and how they stand."""
-    stages = []
-    for step in planned:
-        place = folder / step.name
-        reached = RunFolder(place).state if (place / "run.json").exists() else "to do"
-        wall = place / "wall_seconds.json"
-        seconds = json.loads(wall.read_text(encoding="utf-8"))["seconds"] if wall.exists() else None
-        stages.append(
-            {
-                "name": step.name,
-                "kind": step.kind,
-                "folder": step.name,
-                "state": reached,
-                "seconds": seconds,
-                "parents": list(step.parents),
-            }
-        )
+    stages = [
+        {
+            "name": step.name,
+            "kind": step.kind,
+            "folder": step.name,
+            "state": read_stage(folder / step.name).state if (folder / step.name / "run.json").exists() else "to do",
+            "seconds": _seconds(folder / step.name),
+            "parents": list(step.parents),
+        }
+        for step in planned
+    ]
     record = {
         "schema_version": SCHEMA_VERSION,
         "name": pipeline.name,

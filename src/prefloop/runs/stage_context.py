@@ -39,6 +39,7 @@ class StageContext:
     default_model: str | None = None
     default_data: str | None = None
     resume: bool = False
+    audits: dict[str, Audit] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -72,11 +73,13 @@ class StageContext:
         return groups, kept
 
     def audit(self, audit: Audit, what: str) -> None:
-        path = self.path / "audit.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"lines": [], "parts": {}}
-        known["lines"] += [f"{what}:", *audit.lines()]
-        known["parts"][what] = audit.to_json()
-        replace_atomically(path, json_text(known, indent=2) + "\n")
+        """Shows an account, and keeps it in audit.json beside those of this stage's other data."""
+        self.audits[what] = audit
+        kept = {
+            "lines": [line for name, one in self.audits.items() for line in (f"{name}:", *one.lines())],
+            "parts": {name: one.to_json() for name, one in self.audits.items()},
+        }
+        replace_atomically(self.path / "audit.json", json_text(kept, indent=2) + "\n")
         shown = [line for line in audit.lines() if not line.startswith("example")][:4]
         for line in shown[: 2 + len(audit.dropped)]:
             self.progress.note(f"  {what}: {line.strip()}")

@@ -17,7 +17,7 @@ from prefloop.collection.pairs import (
 from prefloop.contracts import Sampling
 from prefloop.data.sources import ReadResult, read_records, record_to_row
 from prefloop.data.splits import split_by_prompt
-from prefloop.errors import DataError, NothingUsableError, SettingsError
+from prefloop.errors import DataError, NothingUsableError
 from prefloop.randomness import batch_indices, derived_seed, python_random
 from prefloop.records import Comparison, Completion, Prompt
 from prefloop.rollouts.generate import PolicyGenerator
@@ -49,8 +49,7 @@ def run_world(settings: World, context: StageContext) -> None:
 def run_prepare(settings: Prepare, context: StageContext) -> None:
     """Writes one JSONL file for each share, split by prompt."""
     source = settings.source or context.default_data
-    if source is None:
-        raise SettingsError(f"stage {context.name} names no source and the recipe has no data: set data=PATH")
+    assert source is not None, "the plan is checked before a stage runs"
     try:
         found = _read(settings, context.resolve(source), settings.split)
     except NothingUsableError as problem:
@@ -85,24 +84,25 @@ def run_collect(settings: Collect, context: StageContext) -> None:
     rows = batch_indices(context.seed, "collected prompts", 0, length=len(prompts), batch_size=settings.num_pairs)
     chunk = max(1, 4 * settings.batch_size // settings.candidates_per_prompt)
     comparisons: list[Comparison] = []
-    with context.progress.stage(context.name, len(rows), headline=("pairs", "equal")):
+    with context.progress.stage(context.name, len(rows), headline=("pairs", "left_out")):
         for start in range(0, len(rows), chunk):
             asked = [prompts[row] for row in rows[start : start + chunk]]
             answers = _answers(generator, asked, settings, sampling, context.seed, start)
             for number, (prompt, candidates) in enumerate(zip(asked, answers, strict=True), start=start):
-                pair = most_different(candidates)
+                # No data file may hold a NUL character, which a model of bytes can write.
+                pair = most_different([one for one in candidates if "\0" not in one.text])
                 if pair is not None:
                     comparisons.append(_comparison(context, settings, number, prompt, pair))
             done = min(start + chunk, len(rows))
-            context.progress.update(done, {"pairs": len(comparisons), "equal": done - len(comparisons)})
+            context.progress.update(done, {"pairs": len(comparisons), "left_out": done - len(comparisons)})
     if not comparisons:
         raise DataError(
-            f"stage {context.name}: all answers to every prompt are equal, so there is nothing to choose between; "
-            "raise the temperature or the candidates_per_prompt"
+            "no prompt got two different answers, so there is nothing to choose between: "
+            "raise the temperature or candidates_per_prompt"
         )
     context.write_rows("comparisons.jsonl", map(comparison_to_row, comparisons))
     context.progress.note(
-        f"  {len(comparisons):,} pairs; {len(rows) - len(comparisons):,} prompts left out because all answers were equal"
+        f"  {len(comparisons):,} pairs; {len(rows) - len(comparisons):,} prompts left out: no two answers differed"
     )
 
 

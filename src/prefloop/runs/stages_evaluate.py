@@ -1,8 +1,9 @@
 """The stages that measure: reward models against held-out choices, policies against a judge that trained nobody."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,8 @@ from prefloop.batches import TokenGroup
 from prefloop.contracts import RewardSource, Sample, Sampling
 from prefloop.data.chat_format import ChatFormat
 from prefloop.data.packing import micro_batches, pack
-from prefloop.errors import DataError, SettingsError
+from prefloop.data.row_files import Problems, read_file
+from prefloop.errors import DataError
 from prefloop.evaluation.policy_report import best_of, policy_figures
 from prefloop.evaluation.reward_report import classifier_report, reward_report
 from prefloop.evaluation.surface_baselines import bag_of_words_accuracy, length_only_accuracy
@@ -27,6 +29,7 @@ from prefloop.runs.stage_settings import EvaluatePolicies, EvaluateReward
 from prefloop.runs.stages_data import read_comparisons
 from prefloop.worlds import tutorials
 
+NUM_TURNED_SHOWN = 2
 TOKENS_PER_PART = 16384
 """Tokens scored at once."""
 
@@ -37,33 +40,35 @@ def run_evaluate_reward(settings: EvaluateReward, context: StageContext) -> None
     source = ModelReward(model, chat_format)
     if settings.comparisons is not None:
         pairs, against, left_out = _gold_ordered(context.resolve(settings.comparisons))
-    elif settings.pairs is not None:
-        found = context.read(settings.pairs, "pairs" if not _holds_labels(settings, context) else "labelled")
-        if found.kind == "labelled":
-            context.folder.write_summary({"reward_model": _of_texts(source, cast("list[LabelledText]", found.records))})
-            return
-        pairs, against, left_out = cast("list[PreferencePair]", found.records), "held-out choices", 0
     else:
-        raise SettingsError(f"stage {context.name} needs comparisons or pairs to evaluate the reward model on")
+        assert settings.pairs is not None, "the plan is checked before a stage runs"
+        if _holds_labels(context.resolve(settings.pairs)):
+            _evaluate_on_texts(source, context, settings.pairs)
+            return
+        found = context.read(settings.pairs, "pairs")
+        pairs, against, left_out = cast("list[PreferencePair]", found.records), "held-out choices", 0
     prompts = [pair.prompt for pair in pairs]
     chosen = source.score(prompts, [Completion(pair.chosen, ended=pair.chosen_ended) for pair in pairs])
     rejected = source.score(prompts, [Completion(pair.rejected, ended=pair.rejected_ended) for pair in pairs])
     report = reward_report(chosen, rejected, clusters=[prompt_text(prompt) for prompt in prompts], seed=context.seed)
     figures = {**report.to_json(), "against": against, "num_gold_ties_left_out": left_out}
     figures |= _baselines(settings, context, pairs)
-    context.folder.write_summary({"reward_model": figures})
+    context.write_json("summary.json", {"reward_model": figures})
     low, high = figures["accuracy_ci95"]
+    by_length = figures.get("length_only_accuracy")
     context.progress.note(
-        f"  orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs as {against} does; "
-        f"by length alone {figures.get('length_only_accuracy') or float('nan'):.1%}"
+        f"  orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs as {against} does"
+        + (f"; by length alone {by_length:.1%}" if by_length is not None else "")
     )
 
 
-def _holds_labels(settings: EvaluateReward, context: StageContext) -> bool:
-    """Whether the file holds labelled texts instead of pairs: its first row has a label and no chosen answer."""
-    with open(context.resolve(cast(str, settings.pairs)), encoding="utf-8") as lines:
-        first = next(lines, "")
-    return '"label"' in first and '"chosen"' not in first
+def _holds_labels(source: str) -> bool:
+    """Whether a file holds labelled texts instead of pairs: its first row has a label and no chosen answer."""
+    path = Path(source)
+    if not path.is_file():
+        return False
+    rows, _ = read_file(path, Problems())
+    return bool(rows) and "label" in rows[0].values and "chosen" not in rows[0].values
 
 
 def _gold_ordered(path: str) -> tuple[list[PreferencePair], str, int]:
@@ -82,9 +87,13 @@ def _gold_ordered(path: str) -> tuple[list[PreferencePair], str, int]:
     return pairs, "the gold order", len(comparisons) - len(pairs)
 
 
-def _of_texts(source: RewardSource, records: Sequence[LabelledText]) -> dict[str, Any]:
+def _evaluate_on_texts(source: RewardSource, context: StageContext, reference: str) -> None:
+    """The same summary.json for labelled texts."""
+    records = cast("list[LabelledText]", context.read(reference, "labelled").records)
     scores = source.score([one.prompt for one in records], [Completion(one.text) for one in records])
-    return {**classifier_report(scores, [one.label for one in records]).to_json(), "against": "held-out labels"}
+    figures = classifier_report(scores, [one.label for one in records]).to_json()
+    context.write_json("summary.json", {"reward_model": {**figures, "against": "held-out labels"}})
+    context.progress.note(f"  classifies {figures['accuracy']:.1%} of {figures['n']:,} held-out texts")
 
 
 def _baselines(settings: EvaluateReward, context: StageContext, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
@@ -122,11 +131,10 @@ class _Answers:
 
 
 def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> None:
-    """Writes summary.json with `policies`, `judge` and `samples`; every policy gets the same prompts and random numbers."""
-    if settings.reference not in settings.policies:
-        raise SettingsError(
-            f"reference is {settings.reference}, which is not among the policies of stage {context.name}"
-        )
+    """Writes summary.json with `policies`, `judge` and `samples`.
+
+    Every policy gets the same prompts and random numbers.
+    """
     judge, facts = make_judge(settings.judge, context)
     second, second_facts = make_judge(settings.second_judge, context) if settings.second_judge else (None, None)
     reference, _ = _load(settings.policies[settings.reference], context)
@@ -139,23 +147,32 @@ def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> 
     answers: dict[str, _Answers] = {}
     total = len(settings.policies) + len(settings.greedy) + (settings.best_of_n is not None)
     with context.progress.stage(context.name, total, headline=("success_rate",)):
-        for name, place in settings.policies.items():
-            policy, chat_format = _load(place, context)
-            answers[name] = _sampled(shared, policy, chat_format)
-            context.progress.update(len(answers), {"success_rate": answers[name].figures["success_rate"]})
-            if name in settings.greedy:
-                answers[f"{name}_greedy"] = _greedy(shared, policy, chat_format)
-            if name == settings.reference and settings.best_of_n is not None:
-                answers["best_of_n"] = _best_of_n(shared, policy, chat_format, settings.best_of_n)
+        for name, found in _all_answers(settings, shared, context):
+            answers[name] = found
+            context.progress.update(len(answers), {"success_rate": found.figures["success_rate"]})
     for name, found in answers.items():
         context.folder.append_samples(0, _samples(prompts, found, settings.num_shown), kind=name)
     summary = {
         "policies": {name: found.figures for name, found in answers.items()},
         "judge": facts,
         "second_judge": second_facts,
-        "samples": _side_by_side(prompts, answers, settings.num_shown),
+        "samples": [_side_by_side(prompts, answers, place) for place in range(min(settings.num_shown, len(prompts)))],
+        "turned": _turned(settings, prompts, answers),
     }
-    context.folder.write_summary(summary)
+    context.write_json("summary.json", summary)
+
+
+def _all_answers(
+    settings: EvaluatePolicies, shared: _Evaluation, context: StageContext
+) -> Iterator[tuple[str, _Answers]]:
+    """Every policy by name; greedy decoding and the best of n follow the policy that they are taken from."""
+    for name, place in settings.policies.items():
+        policy, chat_format = _load(place, context)
+        yield name, _sampled(shared, policy, chat_format)
+        if name in settings.greedy:
+            yield f"{name}_greedy", _greedy(shared, policy, chat_format)
+        if name == settings.reference and settings.best_of_n is not None:
+            yield "best_of_n", _best_of_n(shared, policy, chat_format, settings.best_of_n)
 
 
 def _load(place: str, context: StageContext) -> tuple[Policy, ChatFormat]:
@@ -190,8 +207,7 @@ def _greedy(shared: _Evaluation, policy: Policy, chat_format: ChatFormat) -> _An
 
 
 def _best_of_n(shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: int) -> _Answers:
-    if shared.reward is None:
-        raise SettingsError("best_of_n needs a reward_model to pick the best by")
+    assert shared.reward is not None, "the plan is checked before a stage runs"
     completions = _generate(shared, policy, chat_format, n, shared.sampling)
     scores = shared.reward.score([prompt for prompt in shared.prompts for _ in range(n)], completions)
     found = _measured(shared, [completions[place] for place in best_of(scores, n)], None)
@@ -248,14 +264,35 @@ def _samples(prompts: Sequence[Prompt], found: _Answers, num: int) -> list[Sampl
     return [Sample(prompt, answer.text, {"success": success}) for prompt, answer, success in rows]
 
 
-def _side_by_side(prompts: Sequence[Prompt], answers: dict[str, _Answers], num: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": prompt_text(prompts[place]),
-            "answers": {
-                name: {"text": found.completions[place].text, "success": bool(found.successes[place])}
-                for name, found in answers.items()
-            },
-        }
-        for place in range(min(num, len(prompts)))
-    ]
+def _side_by_side(prompts: Sequence[Prompt], answers: dict[str, _Answers], place: int) -> dict[str, Any]:
+    """What every policy answered to one prompt."""
+    return {
+        "prompt": prompt_text(prompts[place]),
+        "answers": {
+            name: {"text": found.completions[place].text, "success": bool(found.successes[place])}
+            for name, found in answers.items()
+        },
+    }
+
+
+def _turned(
+    settings: EvaluatePolicies, prompts: Sequence[Prompt], answers: dict[str, _Answers]
+) -> dict[str, Any] | None:
+    """How often the last policy is right where the reference is wrong, and the other way round, with examples.
+
+    The examples are picked to show the difference, which the counts put into proportion. None with one policy only.
+    """
+    others = [name for name in settings.policies if name != settings.reference]
+    if not others:
+        return None
+    after = "ppo" if "ppo" in others else others[-1]
+    both = list(zip(answers[settings.reference].successes, answers[after].successes, strict=True))
+    gained = [place for place, (first, last) in enumerate(both) if last > first]
+    return {
+        "before": settings.reference,
+        "after": after,
+        "num_gained": len(gained),
+        "num_lost": sum(last < first for first, last in both),
+        "n": len(both),
+        "samples": [_side_by_side(prompts, answers, place) for place in gained[:NUM_TURNED_SHOWN]],
+    }

@@ -96,6 +96,7 @@ def run_reward_modelling(settings: RewardStage, context: StageContext) -> None:
         seed=context.seed,
         evaluation_groups=held_out[0],
         evaluation_targets=[_target(record) for record in held_out[1]],
+        language_model=Policy(policy.backbone, policy.tokenizer, adapter=model.adapter),
     )
     _run(algorithm, settings, context, chat_format)
     if model.adapter is not None:

@@ -1,6 +1,7 @@
 """The headline figures of a whole pipeline, from what its stages wrote."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def summarise(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
     summary["alarms"] = _alarms(pipeline, folder)
     record = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
     summary["wall_seconds"] = {stage["name"]: stage["seconds"] for stage in record["stages"]}
-    summary["next_commands"] = [command.format(folder=folder) for command in pipeline.next_commands]
+    summary["next_commands"] = [
+        command.replace("{folder}", shlex.quote(str(folder))) for command in pipeline.next_commands
+    ]
     return summary
 
 
