@@ -1,5 +1,10 @@
 """Shapes and types of the pure floors are checked at run time in every test, whichever module imports them first."""
 
+import os
+
+# Before torch is imported: threads that spin while they wait slow two test processes down to a crawl.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from jaxtyping import install_import_hook
 

@@ -1,9 +1,9 @@
 """Frozen tensor records: the packed batch, the one layout that trains. Shapes are checked when a record is made.
 
-A packed batch is one row of tokens made of *groups*. A group is a prompt followed by its responses (one for SFT and PPO,
-two for a preference pair, any number for several samples). Each response attends to the prompt and to itself, never to a
-sibling, and its positions continue from the prompt. A *leaf* is one prompt with one of its responses: what a padded
-layout would call a sequence.
+A packed batch is one row of tokens made of *groups*. A group is a prompt followed by its responses (one for SFT and
+PPO, two for a preference pair, any number for several samples). Each response attends to the prompt and to itself,
+never to a sibling, and its positions continue from the prompt. A *leaf* is one prompt with one of its responses: what a
+padded layout would call a sequence.
 
 Axes: `token` is a place in the row, `target` a response token that is learned from or scored, `response` a response.
 """

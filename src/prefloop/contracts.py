@@ -1,7 +1,8 @@
 """Every joint of the system on one page.
 
 A run drives an `Algorithm`; an algorithm asks a `Generator` for completions and a `RewardSource` for scores; an
-`Annotator` chooses between two completions. A new algorithm, engine, reward or annotator fits in by having these methods.
+`Annotator` chooses between two completions. A new algorithm, engine, reward or annotator fits in by having these
+methods.
 """
 
 import random

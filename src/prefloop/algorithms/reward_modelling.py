@@ -57,7 +57,7 @@ class Config(OptimizerSettings):
     soft_labels: bool = True
     """Ask for the share of annotators who preferred the chosen side; false asks for certainty."""
     score_penalty: float = Field(default=0.005, ge=0)
-    """Weight of the squared score, which keeps scores near zero."""
+    """Weight of the mean squared score, which keeps scores near zero."""
     head_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units dropped before the scalar head while training."""
     language_weight: float = Field(default=0.0, ge=0)

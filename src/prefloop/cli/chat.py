@@ -27,11 +27,11 @@ def command(
 
     policy, chat_format = read_policy(model_folder(model), precision="float32")
     talk = Conversation(policy, chat_format, temperature, max_new_tokens, keeps_history=history, seed=seed)
-    print(f"{model}. /help lists what can be typed.")
+    print(f"{model}: ask it something. /help lists what else can be typed; Ctrl-D leaves.")
     while True:
         try:
             line = input("you> ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             print()
             return
         if line == "/quit":
@@ -39,7 +39,10 @@ def command(
         if line.startswith("/"):
             print(talk.command(line))
         elif line:
-            talk.answer(line)
+            try:
+                talk.answer(line)
+            except KeyboardInterrupt:
+                print(" (stopped)")
 
 
 class Conversation:

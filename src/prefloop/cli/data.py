@@ -1,8 +1,11 @@
 """prefloop data: what is in a data set, before anything is trained on it."""
 
+import json
 from typing import Annotated
 
 import typer
+
+SHOWN_CHARACTERS = 160
 
 
 def command(
@@ -17,37 +20,52 @@ def command(
     limit: Annotated[int | None, typer.Option(help="Rows to read at most.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="ours=theirs, where column names differ.")] = None,
 ) -> None:
-    """Read a data set as training would, and say what is used, what is dropped and why."""
-    from typing import get_args
+    """Read a data set as training would, and say what becomes of it.
 
+    How many rows are used, which are dropped and why; with a model also tokens, lengths and what is learned from.
+    """
     from prefloop.errors import SettingsError
 
     kinds = ("text", "demonstrations", "pairs", "labelled", "prompts")
     if kind not in kinds:
         raise SettingsError(f"kind is {kind}; it must be one of {', '.join(kinds)}")
-    columns = dict(one.split("=", 1) for one in column or [] if "=" in one)
-    from prefloop.data.sources import read_records
+    formats = ("auto", "chat", "plain", "raw")
+    if prompt_format not in formats:
+        raise SettingsError(f"prompt_format is {prompt_format}; it must be one of {', '.join(formats)}")
+    strays = [one for one in column or [] if not all(one.partition("="))]
+    if strays:
+        raise SettingsError(f"--column {strays[0]} is no renaming; write ours=theirs, for example prompt=question")
+    columns = dict(one.split("=", 1) for one in column or [])
+    if model is not None:
+        from prefloop.cli.quiet_libraries import hush
 
-    found = read_records(source, kind=kind, columns=columns or None, split=split, limit=limit)  # type: ignore[arg-type]
+        hush()
+    from prefloop.data.sources import read_records, record_to_row
+
+    found = read_records(source, kind=kind, columns=columns or None, split=split, limit=limit)
     print(f"{found.rows_read:,} rows read, {len(found.records):,} usable, {sum(found.dropped.values()):,} dropped")
     for reason, count in found.dropped.items():
         print(f"  dropped {count:,}: {reason}")
     if model is None:
-        print("first row:", found.records[0])
+        print(f"the first row, {found.places[0]}:")
+        for name, value in record_to_row(found.records[0]).items():
+            print(f"  {name}: {_shortened(value)}")
         print("With --model MODEL this also counts tokens and shows what is learned from.")
         return
-    from prefloop.cli.quiet_libraries import hush
-
-    hush()
     from prefloop.data.audit import prepare_groups
-    from prefloop.data.chat_format import ChatFormat, PromptFormat
+    from prefloop.data.chat_format import ChatFormat
     from prefloop.models.backbone import load_tokenizer
 
-    if prompt_format not in get_args(PromptFormat):
-        raise SettingsError(f"prompt_format is {prompt_format}; it must be one of {', '.join(get_args(PromptFormat))}")
     chat_format = ChatFormat(load_tokenizer(model), prompt_format=prompt_format)  # type: ignore[arg-type]
     _, _, audit = prepare_groups(
         found.records, chat_format, max_length=max_length, places=found.places, dropped_before=found.dropped
     )
     for line in audit.lines():
         print(line)
+
+
+def _shortened(value: object) -> str:
+    """A value of a row on one line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

@@ -13,7 +13,7 @@ import typer
 def command(
     hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the model Hub can be reached.")] = False,
 ) -> None:
-    """Python, torch, devices, memory, disk, versions, and a line per recipe."""
+    """What this machine has, and which recipes run on it."""
     from prefloop.cli.quiet_libraries import hush
 
     hush()
@@ -66,11 +66,20 @@ def _hub_reachable() -> bool:
 def _verdicts(reachable: bool | None) -> list[tuple[str, str]]:
     """For each shipped recipe whether it runs here as it stands."""
     from prefloop.cli.recipes import shipped_recipes
-    from prefloop.runs.settings import load_yaml
+    from prefloop.errors import SettingsError
+    from prefloop.runs.plan import check
+    from prefloop.runs.settings import load_yaml, validate
+    from prefloop.runs.stage_settings import Pipeline
 
     verdicts = []
     for name, path in shipped_recipes().items():
         recipe = load_yaml(path)
+        try:
+            check(validate(Pipeline, recipe, origin=str(path)))
+        except SettingsError as problem:
+            missing_input = str(problem).splitlines()[1].strip()
+            verdicts.append((name, f"not here yet: {missing_input}"))
+            continue
         outside = [str(recipe[key]) for key in ("model", "data") if recipe.get(key)]
         missing = [one for one in outside if not Path(one).exists()]
         if not missing:

@@ -24,13 +24,17 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<time>_evaluate unless given.")] = None,
 ) -> None:
-    """Success rate with its interval, KL from the first policy, length and diversity."""
+    """Success rates of policies, by a judge that trained none.
+
+    Each with its interval, KL from the first policy, length and diversity.
+    """
     from datetime import datetime
 
     from prefloop.cli.model_folders import model_folder
     from prefloop.cli.quiet_libraries import hush
 
     hush()
+    from prefloop.cli.run import run_again
     from prefloop.cli.shown import pipeline_result
     from prefloop.runs.pipeline import run_pipeline
     from prefloop.runs.progress import Progress
@@ -38,7 +42,7 @@ def command(
     from prefloop.runs.stage_settings import Pipeline
     from prefloop.web.report import render_report
 
-    names = [f"{number}_{Path(model).name}" for number, model in enumerate(models, start=1)]
+    names = [f"{number}_{_short_name(model)}" for number, model in enumerate(models, start=1)]
     judge: dict[str, object] = {"kind": "rubric"}
     if judge_train:
         judge = {"kind": "text_classifier", "train": judge_train, "test": judge_test, "name": "a TF-IDF classifier"}
@@ -56,6 +60,12 @@ def command(
     recipe = {"name": "evaluate", "seed": seed, "stages": {"policies": stage}}
     settings = validate(Pipeline, recipe, origin="the command line")
     folder = output or Path("runs") / f"{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}_evaluate"
-    summary = run_pipeline(settings, folder, progress=Progress(), resume_command="the same command")
+    summary = run_pipeline(settings, folder, progress=Progress(), resume_command=run_again(folder))
     pipeline_result(summary, folder)
     print(f"The report: {render_report(folder)}")
+
+
+def _short_name(model: str) -> str:
+    """What a model is called in the table: its folder, or that of its run."""
+    path = Path(model)
+    return path.parent.name if path.name == "final" and path.parent.name else path.name

@@ -13,10 +13,10 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the settings, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """From nothing to a preferred model, with the proof beside it; a few minutes on a laptop.
+    """The whole loop from nothing, in a few minutes on a laptop.
 
-    A small model learns to answer everyday questions from flawed demonstrations. Simulated annotators choose between its
-    answers; a reward model, DPO and PPO learn from their choices; a rubric that none of them saw judges the result.
+    A small model learns to answer everyday questions from flawed demonstrations. Simulated annotators choose between
+    its answers; a reward model, DPO and PPO learn from their choices; a rubric that none of them saw judges the result.
     """
     from prefloop.cli.recipes import recipe_path
     from prefloop.cli.run import run_recipe_file

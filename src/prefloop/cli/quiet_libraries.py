@@ -1,11 +1,13 @@
-"""Libraries that print on their own are told not to: what a person reads comes from us. No library calls home either."""
+"""Libraries that print on their own are told not to: what a person reads comes from us. No library calls home."""
 
 import os
 import warnings
 
 
 def hush() -> None:
-    """Call before transformers is imported."""
+    """Call before torch and transformers are imported."""
+    # A thread that spins while it waits takes the core from the one it waits for, as soon as anything else is running.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,5 +1,6 @@
 """prefloop run: a whole pipeline from one recipe."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +14,19 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the settings, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Run a recipe's stages in order; finished stages are skipped when nothing they depend on changed.
+    """Run a recipe's stages; what is finished is skipped.
 
-    After Ctrl-C the same command goes on where it stopped.
+    A stage is made again when something that it depends on changed. After Ctrl-C the same command goes on where it
+    stopped.
     """
     from prefloop.cli.recipes import recipe_path
 
     run_recipe_file(recipe_path(pipeline), overrides or [], output=output, dry_run=dry_run, quiet=quiet)
+
+
+def run_again(folder: Path) -> str:
+    """The command that goes on with the pipeline in a folder."""
+    return shlex.join(["prefloop", "run", str(folder / "config.yaml"), "--output", str(folder)])
 
 
 def run_recipe_file(path: Path, overrides: list[str], *, output: Path | None, dry_run: bool, quiet: bool) -> None:
@@ -28,7 +35,8 @@ def run_recipe_file(path: Path, overrides: list[str], *, output: Path | None, dr
 
     hush()
     from prefloop.cli.shown import pipeline_result, plan_table
-    from prefloop.runs.pipeline import plan, run_pipeline
+    from prefloop.runs.pipeline import run_pipeline
+    from prefloop.runs.plan import plan
     from prefloop.runs.progress import Progress
     from prefloop.runs.settings import load_yaml, merge, parse_overrides, to_yaml, validate
     from prefloop.runs.stage_settings import Pipeline
@@ -40,7 +48,7 @@ def run_recipe_file(path: Path, overrides: list[str], *, output: Path | None, dr
         plan_table(plan(settings, folder))
         print(f"\nfolder: {folder}\n\n{to_yaml(settings)}")
         return
-    again = " ".join(["prefloop run", str(folder / "config.yaml"), "--output", str(folder)])
+    again = run_again(folder)
     summary = run_pipeline(settings, folder, progress=Progress(quiet=quiet), resume_command=again)
     report = render_report(folder)
     pipeline_result(summary, folder)

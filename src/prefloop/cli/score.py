@@ -20,7 +20,8 @@ def command(
     from prefloop.cli.quiet_libraries import hush
     from prefloop.errors import SettingsError
 
-    if (source is None) == (prompt is None or not response):
+    by_hand = (prompt is not None, bool(response))
+    if (source is None and not all(by_hand)) or (source is not None and any(by_hand)):
         raise SettingsError("give either a JSONL file, or --prompt with one or more --response")
     hush()
     from prefloop.data.sources import read_records
@@ -32,8 +33,8 @@ def command(
     prompts: list[Prompt]
     if source is not None:
         records = read_records(source, kind="demonstrations").records
-        prompts = [record.prompt for record in records]  # type: ignore[union-attr]
-        texts = [record.completion for record in records]  # type: ignore[union-attr]
+        prompts = [record.prompt for record in records]
+        texts = [record.completion for record in records]
     else:
         texts = list(response or [])
         prompts = [prompt or ""] * len(texts)

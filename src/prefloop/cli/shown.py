@@ -9,6 +9,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
+def decimals(value: float | None, digits: int = 2) -> str:
+    """A number as a person reads it, without a minus before zero; a dash where there is none."""
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> None:
     """Success with its interval, KL, length and diversity, a line per policy."""
     from rich.console import Console
@@ -19,22 +24,21 @@ def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_column(heading, justify="left" if heading == "policy" else "right")
     for name, row in policies.items():
         low, high = row["ci95"]
-        kl = row.get("kl_from_reference")
-        shown_kl = "–" if kl is None else f"{'≤ ' if row.get('kl_is_bound') else ''}{kl:.2f}"
+        bound = "≤ " if row.get("kl_is_bound") else ""
         table.add_row(
             name,
             percent(row["success_rate"]),
             f"{percent(low)} to {percent(high)}",
             f"{row['n']:,}",
-            shown_kl,
-            f"{row['mean_response_tokens']:.1f}",
-            "–" if row["distinct_2"] is None else f"{row['distinct_2']:.3f}",
+            bound + decimals(row["kl_from_reference"]),
+            decimals(row["mean_response_tokens"], 1),
+            decimals(row["distinct_2"], 3),
         )
     Console().print(table)
 
 
 def before_and_after(turned: Mapping[str, Any]) -> None:
-    """Prompts that the first policy got wrong and the last one right, and how many such there are; or what is instead."""
+    """Prompts that the first policy got wrong and the last one right, and how many of them there are."""
     from rich.columns import Columns
     from rich.console import Console
     from rich.panel import Panel
@@ -66,18 +70,20 @@ def figures(summary: Mapping[str, Any]) -> None:
     if dataset:
         print(
             f"choices: {dataset['pairs']:,} pairs, {dataset['annotators_per_pair']:.0f} annotators each, "
-            f"agreement {percent(dataset['agreement_rate'])}, Krippendorff's alpha {dataset['krippendorff_alpha']:.2f}"
+            f"agreement {percent(dataset['agreement_rate'])}, "
+            f"Krippendorff's alpha {decimals(dataset['krippendorff_alpha'])}"
         )
     reward = summary.get("reward_model")
     if reward and reward.get("auc_concordance") is not None:
         print(
             f"reward model: orders {percent(reward['auc_concordance'])} of {reward['n']:,} held-out pairs as "
-            f"{reward['against']} does (oriented AUC {reward['auc_oriented']:.3f}, pooled AUC {reward['auc_pooled']:.3f})"
+            f"{reward['against']} does (oriented AUC {decimals(reward['auc_oriented'], 3)}, "
+            f"pooled AUC {decimals(reward['auc_pooled'], 3)})"
         )
     elif reward and reward.get("roc_auc") is not None:
         print(
             f"reward model: classifies {percent(reward['accuracy'])} of {reward['n']:,} held-out texts "
-            f"(ROC-AUC {reward['roc_auc']:.3f})"
+            f"(ROC-AUC {decimals(reward['roc_auc'], 3)})"
         )
     for judge in (summary.get("judge"), summary.get("second_judge")):
         if judge and judge.get("accuracy") is not None:
@@ -97,7 +103,7 @@ def pipeline_result(summary: Mapping[str, Any], folder: Path) -> None:
     if policies:
         policy_table(policies)
     seconds = sum(value for value in summary["wall_seconds"].values() if value)
-    print(f"{seconds:.0f} seconds in all; everything is in {folder}")
+    print(f"{seconds:.0f} seconds of work in all; everything is in {folder}")
 
 
 def plan_table(planned: Sequence[Any]) -> None:

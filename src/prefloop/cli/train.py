@@ -1,5 +1,6 @@
 """prefloop train: one training stage from one recipe."""
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ def command(
 
     hush()
     from prefloop.runs.pipeline import run_recipe
+    from prefloop.runs.plan import check
     from prefloop.runs.progress import Progress
     from prefloop.runs.settings import load_yaml, merge, parse_overrides, to_yaml, validate
     from prefloop.runs.stage_settings import Recipe
@@ -31,13 +33,14 @@ def command(
 
     path = recipe_path(recipe)
     settings = validate(Recipe, merge(load_yaml(path), parse_overrides(overrides or [])), origin=str(path))
+    check(settings)
     if dry_run:
         print(to_yaml(settings))
         return
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = resume or output or Path("runs") / f"{time}_{settings.name}"
-    again = f"prefloop train {folder / 'config.yaml'} --resume {folder}"
+    again = shlex.join(["prefloop", "train", str(folder / "config.yaml"), "--resume", str(folder)])
     run_recipe(settings, folder, progress=Progress(quiet=quiet), resume_command=again, resume=resume is not None)
     print(f"The model: {folder / 'final'}\nThe report: {render_report(folder)}")
     if settings.stage.kind != "reward_modelling":
-        print(f"Next:\n  prefloop chat {folder}")
+        print(f"Next:\n  {shlex.join(['prefloop', 'chat', str(folder)])}")

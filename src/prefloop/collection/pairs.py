@@ -1,7 +1,7 @@
 """From several answers to one pair, and pairs on disk as comparisons.jsonl.
 
-Of the answers drawn for a prompt, the two that differ most make the pair: people are asked about differences, and a pair
-that says the same in other words costs a label and teaches nothing. The choice looks at the texts alone.
+Of the answers drawn for a prompt, the two that differ most make the pair: people are asked about differences, and a
+pair that says the same in other words costs a label and teaches nothing. The choice looks at the texts alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

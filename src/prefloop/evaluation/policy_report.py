@@ -18,8 +18,8 @@ def policy_figures(
 ) -> dict[str, Any]:
     """The figures of one policy on n completions.
 
-    success_rate with its 95 % Wilson interval and n; kl_from_reference in nats per sequence, a mean of sampled values that
-    may lie a little below 0 for a policy near its reference (None where sampling and scoring differ, as for greedy
+    success_rate with its 95 % Wilson interval and n; kl_from_reference in nats per sequence, a mean of sampled values
+    that may lie a little below 0 for a policy near its reference (None where sampling and scoring differ, as for greedy
     decoding); lengths in tokens and words; distinct_2 over all words; unique_share of the texts.
     """
     texts = [completion.text for completion in completions]
@@ -41,7 +41,7 @@ def policy_figures(
 
 
 def best_of(scores: Sequence[float], n: int) -> list[int]:
-    """The place of the best score in every run of n; the first one where several are best. A free baseline for any policy.
+    """The place of the best score in every run of n; the first one where several are best.
 
     Raises ValueError unless the number of scores is a multiple of n.
     """

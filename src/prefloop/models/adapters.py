@@ -1,8 +1,12 @@
-"""LoRA adapters on disk, so that several roles can share one base: PEFT's own layout, plus the scalar head where there is one."""
+"""LoRA adapters on disk, so that several roles can share one base.
+
+The layout is PEFT's own, with the scalar head beside it where there is one.
+"""
 
 import hashlib
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -30,7 +34,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(backbone.model, adapter_name=adapter)
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
-    config = backbone.model.peft_config[adapter].to_dict()
+    config = cast(LoraConfig, backbone.model.peft_config[adapter]).to_dict()
     (folder / CONFIG).write_text(json.dumps(config, default=_plain, indent=2) + "\n")
     (folder / "base.json").write_text(json.dumps({"base_fingerprint": fingerprint}) + "\n")
     if head is not None:

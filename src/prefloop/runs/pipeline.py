@@ -111,8 +111,8 @@ def run_pipeline(pipeline: Pipeline, folder: Path, *, progress: Progress, resume
 def run_recipe(recipe: Recipe, folder: Path, *, progress: Progress, resume_command: str, resume: bool) -> None:
     """Runs the one training stage of a recipe in `folder`.
 
-    Raises SettingsError for inputs that cannot be there; RunError when `resume` finds no run of these settings to go on with, or a new run finds the folder taken;
-    Interrupted after Ctrl-C; and what the stage raises.
+    Raises SettingsError for inputs that cannot be there; RunError when `resume` finds no run of these settings to go
+    on with, or a new run finds the folder taken; Interrupted after Ctrl-C; and what the stage raises.
     """
     check(recipe)
     wanted = fingerprint(recipe, recipe.stage, {})

@@ -1,8 +1,8 @@
 """The plan of a pipeline: what every stage reads, whether that can be, and what is to be done about each stage.
 
-A stage's fingerprint covers its settings, its seed, the fingerprints of the stages it reads from, and the files it reads
-from outside. A finished stage with the same fingerprint is done; an interrupted training stage with the same fingerprint
-goes on from its checkpoint; anything else is made anew, and so is whatever was made from it.
+A stage's fingerprint covers its settings, its seed, the fingerprints of the stages it reads from, and the files it
+reads from outside. A finished stage with the same fingerprint is done; an interrupted training stage with the same
+fingerprint goes on from its checkpoint; anything else is made anew, and so is whatever was made from it.
 """
 
 import difflib
@@ -147,7 +147,7 @@ def _fault(one: Reference, stages: Mapping[str, AnyStage], before: Mapping[str, 
         writes = _writes(before[one.stage])
         is_there = (one.file in ("", *writes) or one.file.startswith("checkpoints/")) if "final" in writes else False
         if one.is_model:
-            return None if is_there else f"the stage {one.stage} trains no model"
+            return _model_fault(one, before[one.stage]) if is_there else f"the stage {one.stage} trains no model"
         if one.file in writes:
             return None
         return f"the stage {one.stage} does not write {one.file or 'a file of that name'}; {_listed(one.stage, writes)}"
@@ -158,6 +158,15 @@ def _fault(one: Reference, stages: Mapping[str, AnyStage], before: Mapping[str, 
     near = difflib.get_close_matches(one.stage, before, n=1)
     hint = f"did you mean the stage {near[0]}?" if near else "give an existing path, or a file of a stage before it"
     return f"there is no file or folder {one.text}; {hint}"
+
+
+def _model_fault(one: Reference, stage: AnyStage) -> str | None:
+    """Whether a policy is asked of a reward model, or the other way round."""
+    if isinstance(stage, RewardStage) and one.role in ("policy", "policies", "reference"):
+        return f"the stage {one.stage} trains a reward model, and a policy is a language model"
+    if not isinstance(stage, RewardStage) and one.role == "reward_model":
+        return f"the stage {one.stage} trains a language model, and no reward model"
+    return None
 
 
 def _needs_a_path(one: Reference) -> bool:
@@ -186,10 +195,10 @@ def _listed(name: str, writes: tuple[str, ...]) -> str:
 def _missing_settings(stage: AnyStage, recipe: Pipeline | Recipe) -> Iterator[str]:
     """What settings that are fine one by one lack together."""
     roles = {one.role for one in references(stage, recipe)}
-    if isinstance(stage, SFTStage | RewardStage) and "model" not in roles:
-        if not (isinstance(stage, SFTStage) and stage.from_scratch is not None):
-            yield "it names no model and the recipe has none; set model=PATH_OR_NAME"
-    if isinstance(stage, SFTStage) and stage.model is not None and stage.from_scratch is not None:
+    is_new = isinstance(stage, SFTStage) and stage.from_scratch is not None
+    if isinstance(stage, SFTStage | RewardStage) and "model" not in roles and not is_new:
+        yield "it names no model and the recipe has none; set model=PATH_OR_NAME"
+    if is_new and "model" in roles:
         yield "both model and from_scratch are set; keep one"
     if isinstance(stage, Prepare) and "source" not in roles:
         yield "it names no source and the recipe has no data; set data=PATH_OR_NAME"

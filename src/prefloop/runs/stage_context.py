@@ -13,7 +13,7 @@ from prefloop.batches import TokenGroup
 from prefloop.data.audit import Audit, prepare_groups
 from prefloop.data.chat_format import ChatFormat
 from prefloop.data.sources import ReadResult, read_records, write_jsonl
-from prefloop.errors import RunError
+from prefloop.errors import ModelError, RunError
 from prefloop.models.backbone import Backbone, load_causal_model, load_reward_model, load_tokenizer
 from prefloop.models.policy import Policy
 from prefloop.models.scalar_heads import ScalarModel
@@ -153,9 +153,15 @@ def write_format(folder: Path, chat_format: ChatFormat) -> None:
 def read_policy(
     model: str, *, precision: Precision, prompt_format: PromptFormat | None = None
 ) -> tuple[Policy, ChatFormat]:
-    """A language model with its tokenizer and format, on the accelerator where there is one."""
+    """A language model with its tokenizer and format, on the accelerator where there is one.
+
+    Raises ModelError where none can be loaded, and for a classifier, whose head would be made up.
+    """
     tokenizer = load_tokenizer(model)
-    backbone = Backbone(load_causal_model(model).to(device()), precision=precision)  # type: ignore[arg-type]
+    found = load_causal_model(model)
+    if any(name.endswith("ForSequenceClassification") for name in found.config.architectures or ()):
+        raise ModelError(f"{model} is a reward model: give a language model (prefloop score is for reward models)")
+    backbone = Backbone(found.to(device()), precision=precision)  # type: ignore[arg-type]
     return Policy(backbone, tokenizer), read_format(model, tokenizer, prompt_format)
 
 

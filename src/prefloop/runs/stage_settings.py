@@ -126,7 +126,7 @@ class Collect(Stage):
 
 
 class Label(Stage):
-    """Annotators choose between the two completions of every pair. Here they are simulated; they read the gold score."""
+    """Simulated annotators choose between the two completions of every pair; they read the gold score."""
 
     kind: Literal["label"]
     comparisons: str

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from prefloop.collection.agreement import agreement_report
+from prefloop.collection.agreement import AgreementReport, agreement_report
 from prefloop.collection.annotators import aggregate, cast, label_pairs
 from prefloop.collection.pairs import (
     comparison_from_row,
@@ -151,8 +151,18 @@ def run_label(settings: Label, context: StageContext) -> None:
     context.write_rows("preferences.jsonl", map(record_to_row, aggregation.pairs))
     figures = {**asdict(report), "num_tied": aggregation.num_tied, "num_preferences": len(aggregation.pairs)}
     context.write_json("agreement.json", figures)
-    low, high = report.percent_agreement_ci95 or (float("nan"), float("nan"))
+    names = ", ".join(one.name for one in annotators)
     context.progress.note(
-        f"  {report.num_labels:,} choices on {report.num_pairs:,} pairs by {', '.join(one.name for one in annotators)}; "
-        f"they agree {report.percent_agreement:.1%} [{low:.1%}, {high:.1%}], alpha {report.krippendorff_alpha:.2f}"
+        f"  {report.num_labels:,} choices on {report.num_pairs:,} pairs by {names}; {_agreement_text(report)}"
     )
+
+
+def _agreement_text(report: AgreementReport) -> str:
+    """Agreement in words; a figure that does not exist (alpha of choices that are all the same) is left out."""
+    parts = [f"they agree {report.percent_agreement:.1%}" if report.percent_agreement is not None else ""]
+    if report.percent_agreement_ci95 is not None:
+        low, high = report.percent_agreement_ci95
+        parts[0] += f" [{low:.1%}, {high:.1%}]"
+    if report.krippendorff_alpha is not None:
+        parts.append(f"alpha {report.krippendorff_alpha:.2f}")
+    return ", ".join(part for part in parts if part)

@@ -57,8 +57,8 @@ def run_evaluate_reward(settings: EvaluateReward, context: StageContext) -> None
     low, high = figures["accuracy_ci95"]
     by_length = figures.get("length_only_accuracy")
     context.progress.note(
-        f"  orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs as {against} does"
-        + (f"; by length alone {by_length:.1%}" if by_length is not None else "")
+        f"  orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs "
+        f"as {against} does" + (f"; by length alone {by_length:.1%}" if by_length is not None else "")
     )
 
 

@@ -1,5 +1,6 @@
 """The stages that train: they put an algorithm together from settings and hand it to the loop."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -165,11 +166,15 @@ def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, c
     )
     if result.stopped_by is not None:
         context.progress.note(f"  stopped after step {result.steps} of {algorithm.num_steps}: {result.stopped_by}")
-    staging = context.path / ".final.staging"
+    staging, final = context.path / ".final.staging", context.path / "final"
+    for abandoned in (staging, final):
+        # Left by a process that ended before its stage was marked finished.
+        if abandoned.exists():
+            shutil.rmtree(abandoned)
     algorithm.trained().save(staging)
     write_format(staging, chat_format)
-    staging.rename(context.path / "final")
-    context.folder.add_output("final", context.path / "final")
+    staging.rename(final)
+    context.folder.add_output("final", final)
 
 
 def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
@@ -253,7 +258,7 @@ SettingsType = TypeVar("SettingsType", bound=OptimizerSettings)
 
 
 def _for_width(training: SettingsType, backbone: Backbone, context: StageContext) -> SettingsType:
-    """The settings with their learning rates scaled to the model's width, where they name the width they are meant for."""
+    """The settings, with learning rates scaled to the model's width where they name the width they are meant for."""
     if training.learning_rate_width is None or training.learning_rate_width == backbone.width:
         return training
     factor = training.learning_rate_width / backbone.width
@@ -278,7 +283,7 @@ def _lora_config(lora: Lora) -> LoraConfig:
 def _critic_and_reward(
     policy: Policy, chat_format: ChatFormat, settings: PPOStage, context: StageContext
 ) -> tuple[ScalarModel, RewardSource]:
-    """The critic and the scores. With LoRA both live on the policy's backbone where the reward model's adapter fits it."""
+    """The critic and the scores. With LoRA both live on the policy's backbone where the reward model's adapter fits."""
     precision = settings.precision or context.precision
     place = context.resolve(settings.reward_model)
     adapter = Path(place) / "adapter"
@@ -297,7 +302,7 @@ def _critic_and_reward(
         context.progress.note(
             "  policy, critic, reference and reward model share one base"
             if shared
-            else "  policy, critic and reference share one base; the reward model was trained on another and stands alone"
+            else "  policy, critic and reference share one base; the reward model has another and stands alone"
         )
     source: RewardSource = ModelReward(reward_model, reward_format, policy_format=chat_format)
     if settings.reward == "shuffled":
