@@ -1,5 +1,6 @@
 """Recipes that run in seconds: every kind of stage, a model of a few thousand weights, two or three steps each."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,36 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
     model: type[Pipeline | Recipe] = Pipeline if "stages" in recipe else Recipe
     path.write_text(to_yaml(validate(model, recipe, origin="the test")), encoding="utf-8")
     return path
+
+
+def tiny_llama(folder: Path, *, end_token: bool = True) -> Path:
+    """A random llama of 64 positions with a byte-level tokenizer, saved as anybody would save one."""
+    from prefloop.models.from_scratch import new_model, train_tokenizer
+
+    tokenizer = train_tokenizer(["a fine and moving film .", "a dull , lifeless mess ."], vocabulary_size=280)
+    model = new_model("llama", tokenizer, hidden_size=16, num_layers=1, num_heads=2, max_length=64, seed=1)
+    tokenizer.chat_template = None
+    if not end_token:
+        tokenizer.eos_token = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sst2_folder(folder: Path) -> Path:
+    """train.csv, dev.csv.gz and test.csv.gz with label and sentence; the test labels are all hidden (-1)."""
+    folder.mkdir()
+    moods = {1: ("fine", "moving", "clever", "warm"), 0: ("dull", "lifeless", "clumsy", "cold")}
+    parts = {"train.csv": 60, "dev.csv.gz": 20, "test.csv.gz": 10}
+    number = 0
+    for name, num_rows in parts.items():
+        lines = ["label,sentence"]
+        for _ in range(num_rows):
+            label = number % 2
+            mood = moods[label][number // 2 % 4]
+            lines.append(f"{-1 if name.startswith('test') else label},a {mood} film of {number} minutes")
+            number += 1
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(folder / name, "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    return folder

@@ -8,7 +8,7 @@ methods.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,7 +26,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Measure(NamedTuple):
+@dataclass(frozen=True)
+class Measure:
     """A metric as a sum and a count, so that measures of parts add up to the measure of the whole."""
 
     total: float

@@ -202,3 +202,17 @@ def test_attention_that_was_replaced_behind_its_back_is_noticed() -> None:
     model.set_attn_implementation("sdpa")
     with pytest.raises(ModelError, match="attention of LlamaForCausalLM was replaced"):
         backbone.hidden(pack(GROUPS))
+
+
+def test_a_fresh_adapter_is_drawn_from_seed_and_name() -> None:
+    drawn = []
+    for name, seed, noise in (("policy", 1, 5), ("policy", 1, 6), ("policy", 2, 5), ("critic", 1, 5)):
+        torch.manual_seed(noise)
+        backbone = Backbone(tiny_model("llama"))
+        state = torch.get_rng_state()
+        backbone.add_adapter(name, _lora("llama"), seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        drawn.append(torch.cat([value.detach().flatten() for value in backbone.adapter_parameters(name).values()]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[3])

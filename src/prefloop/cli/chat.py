@@ -1,5 +1,6 @@
 """prefloop chat: talk to a model."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -81,18 +82,22 @@ class Conversation:
         if words[0] == "/reset":
             self.turns = []
             return "forgotten"
-        if words[0] == "/set" and len(words) == 3:
-            try:
-                if words[1] == "temperature" and float(words[2]) >= 0:
-                    self.temperature = float(words[2])
-                    return f"temperature is {self.temperature:g}"
-                if words[1] == "length" and int(words[2]) > 0:
-                    self.max_new_tokens = int(words[2])
-                    return f"answers have at most {self.max_new_tokens} tokens"
-            except ValueError:
-                pass
-            return f"{' '.join(words[1:])} cannot be set; try /set temperature 0.7 or /set length 200"
-        return HELP
+        if words[0] == "/set":
+            return self._set(words[1:])
+        return HELP if words[0] == "/help" else f"there is no {words[0]}; what there is:\n{HELP}"
+
+    def _set(self, words: list[str]) -> str:
+        try:
+            name, value = words
+            if name == "temperature" and 0 <= float(value) < math.inf:
+                self.temperature = float(value)
+                return f"temperature is {self.temperature:g}"
+            if name == "length" and int(value) > 0:
+                self.max_new_tokens = int(value)
+                return f"answers have at most {self.max_new_tokens} tokens"
+        except ValueError:
+            pass  # Said below, like every other setting that there is not.
+        return f"'{' '.join(words)}' cannot be set; try /set temperature 0.7 or /set length 200"
 
     def answer(self, line: str) -> str:
         """Streams the answer to the terminal and returns it."""

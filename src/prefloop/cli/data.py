@@ -43,10 +43,10 @@ def command(
     from prefloop.data.sources import read_records, record_to_row
 
     found = read_records(source, kind=kind, columns=columns or None, split=split, limit=limit)
-    print(f"{found.rows_read:,} rows read, {len(found.records):,} usable, {sum(found.dropped.values()):,} dropped")
-    for reason, count in found.dropped.items():
-        print(f"  dropped {count:,}: {reason}")
     if model is None:
+        print(f"{found.rows_read:,} rows read, {len(found.records):,} usable, {sum(found.dropped.values()):,} dropped")
+        for reason, count in found.dropped.items():
+            print(f"  dropped {count:,}: {reason}")
         print(f"the first row, {found.places[0]}:")
         for name, value in record_to_row(found.records[0]).items():
             print(f"  {name}: {_shortened(value)}")
@@ -56,7 +56,7 @@ def command(
     from prefloop.data.chat_format import ChatFormat
     from prefloop.models.backbone import load_tokenizer
 
-    chat_format = ChatFormat(load_tokenizer(model), prompt_format=prompt_format)  # type: ignore[arg-type]
+    chat_format = ChatFormat(load_tokenizer(model), prompt_format=prompt_format)
     _, _, audit = prepare_groups(
         found.records, chat_format, max_length=max_length, places=found.places, dropped_before=found.dropped
     )

@@ -26,6 +26,7 @@ from transformers import (
 from prefloop.batches import PackedBatch
 from prefloop.errors import ModelError
 from prefloop.models.packed_attention import NAME, register
+from prefloop.randomness import derived_seed
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -92,9 +93,13 @@ class Backbone:
 
     # Adapters
 
-    def add_adapter(self, name: str, config: LoraConfig) -> None:
-        """A fresh LoRA adapter; with its B matrices at zero it changes nothing yet. The plain weights freeze."""
-        with warnings.catch_warnings():
+    def add_adapter(self, name: str, config: LoraConfig, *, seed: int = 0) -> None:
+        """A fresh LoRA adapter; with its B matrices at zero it changes nothing yet. The plain weights freeze.
+
+        Its A matrices are drawn from the seed and the name, whatever the global random state.
+        """
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            torch.manual_seed(derived_seed(seed, f"adapter {name}"))
             # Several adapters on one model is what this class is for.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             self.model.add_adapter(config, adapter_name=name)

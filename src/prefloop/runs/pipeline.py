@@ -70,7 +70,7 @@ class _Work:
             resume_command=self.resume_command,
             stages=self.stages,
             default_model=self.recipe.model,
-            default_data=self.recipe.data,
+            default_data=self.recipe.data if isinstance(self.recipe, Pipeline) else None,
             resume=resume,
         )
 

@@ -104,7 +104,7 @@ def references(stage: AnyStage, recipe: Pipeline | Recipe) -> list[Reference]:
     starts_new = isinstance(stage, SFTStage) and stage.from_scratch is not None
     if isinstance(stage, SFTStage | RewardStage) and stage.model is None and not starts_new and recipe.model:
         found.append(Reference("model", recipe.model, True))
-    if isinstance(stage, Prepare) and stage.source is None and recipe.data:
+    if isinstance(recipe, Pipeline) and isinstance(stage, Prepare) and stage.source is None and recipe.data:
         found.append(Reference("source", recipe.data, False))
     return found
 

@@ -70,7 +70,7 @@ class TrainingStage(Stage):
     precision: Precision | None = None
     """Computing precision; none takes the pipeline's."""
     checkpoint_every_steps: int | None = Field(default=None, gt=0)
-    """Steps between checkpoints; none saves only when interrupted and at the end."""
+    """Steps between checkpoints; none saves a checkpoint only when the run is interrupted."""
     evaluate_every_steps: int | None = Field(default=None, gt=0)
     """Steps between evaluations; none evaluates before and after training only."""
 
@@ -313,8 +313,6 @@ class Recipe(Settings):
     """Every random draw comes from it."""
     model: str | None = None
     """The model to start from when the stage names none."""
-    data: str | None = None
-    """The data to read when the stage names none."""
     precision: Precision = "float32"
     """Computing precision."""
     stage: Annotated[SFTStage | RewardStage | DPOStage | PPOStage, Field(discriminator="kind")]

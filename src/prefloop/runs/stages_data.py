@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
 import torch
 
 from prefloop.collection.agreement import AgreementReport, agreement_report
-from prefloop.collection.annotators import aggregate, cast, label_pairs
+from prefloop.collection.annotators import aggregate, cast, label_pairs, left_as_displayed_share
 from prefloop.collection.pairs import (
     comparison_from_row,
     comparison_to_row,
@@ -16,7 +17,7 @@ from prefloop.collection.pairs import (
 )
 from prefloop.contracts import Sampling
 from prefloop.data.sources import ReadResult, read_records, record_to_row
-from prefloop.data.splits import split_by_prompt
+from prefloop.data.splits import leakage, split_by_prompt
 from prefloop.errors import DataError, NothingUsableError
 from prefloop.randomness import batch_indices, derived_seed, python_random
 from prefloop.records import Comparison, Completion, Prompt
@@ -65,6 +66,10 @@ def run_prepare(settings: Prepare, context: StageContext) -> None:
     lines = [f"{found.rows_read:,} rows read from {source}, {len(found.records):,} used"]
     lines += [f"  dropped {count:,}: {reason}" for reason, count in found.dropped.items()]
     lines += [f"{name}: {len(records):,}" for name, records in parts.items()]
+    lines += [
+        f"prompts that {first} and {second} share: {leakage(parts[first], parts[second])}"
+        for first, second in combinations(parts, 2)
+    ]
     files = [dict(file) for file in found.files]
     context.write_json("audit.json", {"lines": lines, "files": files})
     for line in lines:
@@ -149,7 +154,12 @@ def run_label(settings: Label, context: StageContext) -> None:
     report = agreement_report(labels, seed=context.seed)
     context.write_rows("labels.jsonl", label_rows(labels))
     context.write_rows("preferences.jsonl", map(record_to_row, aggregation.pairs))
-    figures = {**asdict(report), "num_tied": aggregation.num_tied, "num_preferences": len(aggregation.pairs)}
+    figures = {
+        **asdict(report),
+        "num_tied": aggregation.num_tied,
+        "num_preferences": len(aggregation.pairs),
+        "left_as_displayed_share": left_as_displayed_share(labels, seed=context.seed),
+    }
     context.write_json("agreement.json", figures)
     names = ", ".join(one.name for one in annotators)
     context.progress.note(
