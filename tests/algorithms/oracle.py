@@ -1,15 +1,15 @@
 """A world so small that every answer can be written down, with the policy that theory says must be learned.
 
-Eight tokens (one of them ends an answer), at most three tokens an answer, one prompt token: 400 answers, those that ended
-and those that were cut. For a reward r, a reference and beta > 0 the maximiser of E[r] - beta KL(policy || reference) is
-known: reference(y) exp(r(y) / beta) / Z, with value beta log Z (Ziegler et al. 2019, arXiv:1909.08593; Rafailov et al.
-2023, arXiv:2305.18290, equation 4). The policies are transformers of this package, trained through its one loop.
+Eight tokens (one of them ends an answer), at most three tokens an answer, one prompt token: 400 answers, those that
+ended and those that were cut. For a reward r, a reference and beta > 0 the maximiser of E[r] - beta KL(policy ||
+reference) is known: reference(y) exp(r(y) / beta) / Z, with value beta log Z (Ziegler et al. 2019, arXiv:1909.08593;
+Rafailov et al. 2023, arXiv:2305.18290, equation 4). The policies are transformers of this package, trained through its
+one loop. The prompt is the end token, which no answer holds but at its end: rotary positions are relative, so a prompt
+that an answer could repeat would make two states look alike to one layer.
 """
 
-import copy
 import io
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def distribution(policy: Policy) -> Tensor:
 
 
 def rewards(seed: int = 0) -> Tensor:
-    """A reward for every answer: each word has a worth at each place, each pair of neighbours one, and an end one more."""
+    """A reward for every answer: worths of words at their places and of pairs of neighbours, and one of ending."""
     random = torch.Generator().manual_seed(seed)
     worth = 0.3 * torch.randn(HORIZON, 8, generator=random, dtype=torch.float64)
     neighbours = 0.2 * torch.randn(8, 8, generator=random, dtype=torch.float64)
@@ -159,15 +159,9 @@ def go_on(algorithm: Any, run: RunFolder, *, resume: bool = False, **settings: A
     )
 
 
-def frozen(policy: Policy) -> Policy:
-    """A copy that no training reaches."""
-    return Policy(Backbone(copy.deepcopy(policy.backbone.model)), TOKENIZER)  # type: ignore[arg-type]
-
-
-Change = Callable[[Any], None]
-
-
-def pairs(reward: Tensor, source: Tensor, *, count: int, seed: int, certain: bool = False) -> tuple[list[TokenGroup], list[float]]:
+def pairs(
+    reward: Tensor, source: Tensor, *, count: int, seed: int, certain: bool = False
+) -> tuple[list[TokenGroup], list[float]]:
     """Pairs of answers drawn from `source`, the better one first, with the share of annotators who prefer it.
 
     The share is exactly sigmoid(reward difference), or with `certain` one annotator's draw from it.

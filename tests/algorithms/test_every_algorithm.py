@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 
 import prefloop
-from prefloop.algorithms import ALGORITHMS
+from prefloop.algorithms import ALGORITHMS, dpo, ppo, reward_modelling, sft
 from prefloop.algorithms.dpo import DPO
 from prefloop.algorithms.ppo import PPO
 from prefloop.algorithms.reward_modelling import RewardModelling
@@ -71,21 +71,21 @@ def test_every_setting_is_explained_and_read(name: str) -> None:
 
 def _sft(seed: int, folder: Path) -> SFT:
     groups = [TokenGroup(oracle.PROMPT, (answer,)) for answer in oracle.ANSWERS[:40]]
-    config = ALGORITHMS["sft"][1](**{"batch_size": 8, "num_epochs": 1.6, "warmup_steps": 2})
-    return SFT(oracle.new_policy(seed), groups, config=config, seed=seed, evaluation_groups=groups[:5])  # type: ignore[arg-type]
+    config = sft.Config(batch_size=8, num_epochs=1.6, warmup_steps=2)
+    return SFT(oracle.new_policy(seed), groups, config=config, seed=seed, evaluation_groups=groups[:5])
 
 
 def _dpo(seed: int, folder: Path) -> DPO:
     groups, shares = oracle.pairs(oracle.rewards(1), torch.ones(400), count=64, seed=1)
-    config = ALGORITHMS["dpo"][1](**{"batch_size": 8, "soft_labels": True, "warmup_steps": 2})
+    config = dpo.Config(batch_size=8, soft_labels=True, warmup_steps=2)
     policy = oracle.new_policy(seed)
-    return DPO(policy, policy.reference(), groups, shares, config=config, seed=seed)  # type: ignore[arg-type]
+    return DPO(policy, policy.reference(), groups, shares, config=config, seed=seed)
 
 
 def _reward_modelling(seed: int, folder: Path) -> RewardModelling:
     groups, shares = oracle.pairs(oracle.rewards(1), torch.ones(400), count=64, seed=1)
-    config = ALGORITHMS["reward_modelling"][1](**{"batch_size": 8, "num_epochs": 1.0, "head_dropout": 0.3})
-    return RewardModelling(oracle.new_critic(seed), groups, shares, config=config, seed=seed)  # type: ignore[arg-type]
+    config = reward_modelling.Config(batch_size=8, num_epochs=1.0, head_dropout=0.3)
+    return RewardModelling(oracle.new_critic(seed), groups, shares, config=config, seed=seed)
 
 
 PPO_SETTINGS: dict[str, Any] = {
@@ -112,7 +112,7 @@ def _ppo(seed: int, folder: Path) -> PPO:
         oracle.generator(policy),
         [""],
         [oracle.PROMPT],
-        config=ALGORITHMS["ppo"][1](**PPO_SETTINGS),  # type: ignore[arg-type]
+        config=ppo.Config(**PPO_SETTINGS),
         seed=seed,
         evaluation_prompts=["", ""],
         evaluation_prompt_ids=[oracle.PROMPT, oracle.PROMPT],
@@ -145,7 +145,7 @@ def _shared_ppo(seed: int, folder: Path) -> PPO:
         oracle.generator(policy),
         [""],
         [oracle.PROMPT],
-        config=ALGORITHMS["ppo"][1](**{**PPO_SETTINGS, "learning_rate": 1e-2}),  # type: ignore[arg-type]
+        config=ppo.Config(**{**PPO_SETTINGS, "learning_rate": 1e-2}),
         seed=seed,
     )
 

@@ -1,8 +1,8 @@
 """PPO learns the policy that theory names, its critic the value, and every sabotage of the objective misses both.
 
-Over seeds 0 to 5, the 80 steps below ended at a total variation of 0.009 to 0.014 from the optimum (the tolerance of 0.03
-is twice the worst) and the critic at most 0.0045 from beta log Z; the 36 steps of the controls' yardstick at 0.026 to
-0.040.
+Over seeds 0 to 5, the 80 steps below ended at a total variation of 0.009 to 0.014 from the optimum (the tolerance of
+0.03 is twice the worst) and the critic at most 0.0045 from beta log Z; the 36 steps of the controls' yardstick at 0.026
+to 0.040.
 """
 
 from collections.abc import Callable, Sequence
@@ -133,11 +133,6 @@ def _end_token_not_charged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PPO, "collect", collect)
 
 
-def _reward_doubled(patch: pytest.MonkeyPatch) -> None:
-    real = PPO.shaped_scores
-    patch.setattr(PPO, "shaped_scores", lambda self, scores, completions: 2 * real(self, scores, completions))
-
-
 def test_the_short_training_reaches_it_too(tmp_path: Path) -> None:
     """The yardstick of the controls below, which train exactly as long."""
     assert oracle.total_variation(oracle.distribution(_trained(SHORT, tmp_path).policy), _target()) <= 0.05
@@ -151,7 +146,6 @@ def test_the_short_training_reaches_it_too(tmp_path: Path) -> None:
         pytest.param(_kl(_absent), id="no KL"),
         pytest.param(_score_a_token_early, id="the score one token early"),
         pytest.param(_end_token_not_charged, id="the end token without KL"),
-        pytest.param(_reward_doubled, id="the reward doubled"),
     ],
 )
 def test_a_sabotaged_objective_misses_the_optimum(

@@ -1,7 +1,7 @@
 """A reward model recovers the rewards behind exact shares, up to a constant, and texts' labels by cross-entropy.
 
-Over seeds 1 to 3 the 400 steps below ended with a root mean square error of 0.06 to 0.07 in reward differences, where the
-rewards themselves spread over about 0.6.
+Over seeds 1 to 4 the 400 steps below ended with a root mean square error of 0.06 to 0.12 in the rewards (0.06 for the
+seed used here), which themselves spread over 0.6 to 0.8.
 """
 
 import math
@@ -87,10 +87,11 @@ def test_single_texts_learn_the_logit_of_their_label() -> None:
     """One text labelled good in three of four rows: its score ends at ln 3."""
     texts = [TokenGroup(oracle.PROMPT, (oracle.ANSWERS[30],))] * 4
     algorithm = _model(texts, [1.0, 1.0, 1.0, 0.0], num_epochs=300.0, batch_size=4, learning_rate=1e-2)
+    accuracy = 0.0
     for step in range(algorithm.num_steps):
-        report = algorithm.step(algorithm.batch(step))
+        accuracy = algorithm.step(algorithm.batch(step)).measures["accuracy"].mean
     assert float(_scores(algorithm)[30]) == pytest.approx(math.log(3), abs=1e-2)
-    assert report.measures["accuracy"].mean == 0.75
+    assert accuracy == 0.75
 
 
 def test_the_penalty_pulls_scores_towards_zero() -> None:

@@ -61,7 +61,9 @@ def _generator(architecture: str = "llama", *, end_bias: float = 4.0, batch_size
     return PolicyGenerator(policy, ChatFormat(TOKENIZER, prompt_format="raw"), batch_size=batch_size)
 
 
-def _generate(generator: PolicyGenerator, prompts: Any = PROMPTS, *, seed: int = 0, **sampling: Any) -> list[Completion]:
+def _generate(
+    generator: PolicyGenerator, prompts: Any = PROMPTS, *, seed: int = 0, **sampling: Any
+) -> list[Completion]:
     settings = Sampling(**{"max_new_tokens": 12, **sampling})
     return generator.generate(prompts, sampling=settings, random=torch.Generator().manual_seed(seed))
 
@@ -215,7 +217,7 @@ def test_an_ended_completion_holds_its_end_token_last_and_counts_it() -> None:
         assert END not in completion.token_ids[:-1]
         assert completion.ended or len(completion.token_ids) == 12
         assert "<|" not in completion.text
-        assert completion.text == TOKENIZER.decode(completion.token_ids, skip_special_tokens=True)
+        assert completion.text == TOKENIZER.decode(list(completion.token_ids), skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(("room", "fits"), [(20, True), (19, False)])

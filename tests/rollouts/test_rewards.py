@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tokenizers import AddedToken
 
 from prefloop.data.chat_format import ChatFormat
 from prefloop.models.backbone import Backbone
@@ -51,7 +50,7 @@ def test_shared_tokens_and_text_give_the_same_score() -> None:
 
 def test_another_vocabulary_goes_through_the_text() -> None:
     other = train_tokenizer(["one two three four"], vocabulary_size=280)
-    other.add_tokens([AddedToken("five")])
+    other.add_tokens(["five"])
     source = ModelReward(_model(), FORMAT, policy_format=ChatFormat(other))
     assert not source.shares_tokens
     foreign = Completion("one", token_ids=(9, 9, 9), logprobs=(0.0,) * 3)
@@ -62,7 +61,7 @@ def test_the_sampled_tokens_are_read_as_they_stand() -> None:
     """Another way to spell the same text is another sequence, and the policy is paid for what it sampled."""
     model = _model()
     source = ModelReward(model, FORMAT, policy_format=FORMAT)
-    letters = tuple(TOKENIZER.convert_tokens_to_ids(list("one"))) + (FORMAT.eos_id,)
+    letters = (*(FORMAT.completion_ids(letter, ended=False)[0] for letter in "one"), FORMAT.eos_id)
     spelled = Completion("one", token_ids=letters, logprobs=(0.0,) * len(letters))
     assert letters != FORMAT.completion_ids("one")
     assert source.group(PROMPTS[0], spelled).responses == (letters,)

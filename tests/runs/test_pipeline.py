@@ -174,7 +174,7 @@ def test_a_changed_file_from_outside_is_noticed(tmp_path: Path) -> None:
     recipe["stages"]["sft"]["train"] = [str(outside)]
     run(recipe, tmp_path / "out")
     assert actions(recipe, tmp_path / "out")["sft"] == "done already"
-    outside.write_text(outside.read_text().replace("Thank", "thank"), encoding="utf-8")
+    outside.write_text(outside.read_text(encoding="utf-8").replace(".", "!", 1), encoding="utf-8")
     assert actions(recipe, tmp_path / "out")["sft"].startswith("to do again")
 
 
@@ -212,7 +212,7 @@ def test_a_stage_that_did_not_finish_is_not_mistaken_for_finished(copied: Path, 
         record = copied / name / "run.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"state": state}))
     found = actions(tutorials(), copied)
-    assert found["labels"] == "to do again, because sft is made again" or "not finished" in found["labels"]
+    assert found["labels"] == "to do again, because pairs is made again"
     assert found["sft"] == "to do again, because it was not finished"
     (copied / "sft" / "checkpoints").mkdir()
     assert actions(tutorials(), copied)["sft"] == "goes on from its last checkpoint"
@@ -271,7 +271,7 @@ def test_ctrl_c_outside_training_is_an_interruption_that_says_how_to_go_on(
 
     with monkeypatch.context() as patched:
         patched.setitem(pipeline_module.RUNNERS, "world", stopped)
-        with pytest.raises(Interrupted, match=f"stopped at once in world.*To go on: {AGAIN}"):
+        with pytest.raises(Interrupted, match=rf"stopped at once in world.*To go on: {AGAIN}"):
             run(world_and_sft(), tmp_path)
     assert json.loads((tmp_path / "pipeline.json").read_text())["state"] == "interrupted"
     assert json.loads((tmp_path / "world" / "run.json").read_text())["state"] == "interrupted"
@@ -284,7 +284,7 @@ def test_an_error_names_its_stage_and_is_on_record(tmp_path: Path, monkeypatch: 
         raise ModelError("the weights are gone")
 
     monkeypatch.setitem(pipeline_module.RUNNERS, "sft", failing)
-    with pytest.raises(ModelError, match="^stage sft: the weights are gone$"):
+    with pytest.raises(ModelError, match=r"^stage sft: the weights are gone$"):
         run(world_and_sft(), tmp_path)
     record = json.loads((tmp_path / "pipeline.json").read_text())
     assert [record["state"], *(stage["state"] for stage in record["stages"])] == ["failed", "finished", "failed"]
@@ -320,7 +320,7 @@ def evaluated_after(num_steps: int) -> dict[str, Any]:
     return recipe
 
 
-NUM_STEPS = 400
+NUM_STEPS = 250
 
 
 @pytest.fixture(scope="module")

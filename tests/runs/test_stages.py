@@ -22,7 +22,7 @@ from prefloop.runs.stage_settings import AnyStage, Judge, Pipeline
 from toy_recipes import pipeline_of, sst2_folder, tiny_llama, tutorials, world_and_sft
 
 STAGES: tuple[Any, ...] = typing.get_args(typing.get_args(AnyStage)[0])
-NAMES_OF_THEIR_OWN = {"split", "split_if_unlabelled", "name", "greedy", "columns", "shares"}
+NAMES_OF_THEIR_OWN = {"split", "split_if_unlabelled", "name", "greedy", "columns", "shares", "reported_as"}
 """Texts in settings that name neither a stage nor a file."""
 
 

@@ -23,15 +23,15 @@ Symbols: log_ratio_new_over_old compares the policy with itself at sampling time
 the reference; both per token, in nats.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from prefloop.batches import TokenGroup
+from prefloop.batches import PackedBatch, TokenGroup
 from prefloop.contracts import (
     Generator,
     Measure,
@@ -41,6 +41,7 @@ from prefloop.contracts import (
     Sampling,
     StepReport,
     TrainerState,
+    add_measures,
 )
 from prefloop.data.packing import micro_batches, pack
 from prefloop.formulas.advantages import generalised_advantages, score_on_last_token, whiten
@@ -58,6 +59,7 @@ from prefloop.models.update import (
 )
 from prefloop.randomness import batch_indices, derived_seed, permutation
 from prefloop.records import Completion, Prompt
+from prefloop.rollouts.rollout import Rollout
 
 
 class Config(OptimizerSettings):
@@ -121,29 +123,6 @@ class Config(OptimizerSettings):
     """Whether the critic's value stands in for what a cut completion might still have earned."""
     num_evaluation_samples: int = Field(default=128, ge=0)
     """Completions of held-out prompts looked at in each evaluation."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Completions of one step with what was measured on them, per token end to end (see `prefloop.batches`)."""
-
-    prompts: list[Prompt]
-    groups: list[TokenGroup]
-    completions: list[Completion]
-    scores: Tensor
-    logprobs: Tensor
-    reference_logprobs: Tensor
-    values: Tensor
-    end_values: Tensor
-    segment: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def places(self, members: Sequence[int]) -> Tensor:
-        """Where the tokens of these completions stand, in their order."""
-        ends = torch.bincount(self.segment, minlength=len(self.groups)).cumsum(0).tolist()
-        starts = [0, *ends[:-1]]
-        return torch.cat([torch.arange(starts[member], ends[member]) for member in members])
 
 
 class PPO:
@@ -273,56 +252,64 @@ class PPO:
     def learn(self, step: int, rollout: Rollout) -> dict[str, Measure]:
         """The updates of one rollout: minibatches in a new order for every pass."""
         config = self.config
-        measures = _UpdateMeasures(self.policy_update.learning_rate())
+        measures = {"stopped_early": Measure(0.0)}
         policy_learns = step >= config.critic_warmup_steps
+        if policy_learns:
+            measures["learning_rate"] = Measure(self.policy_update.learning_rate())
         for epoch in range(config.epochs_per_rollout):
-            stream = f"minibatches {epoch}"
-            order = permutation(self.seed, stream, step, length=len(rollout.groups))
+            order = permutation(self.seed, f"minibatches {epoch}", step, length=len(rollout.groups))
             for start in range(0, len(order), config.minibatch_size):
                 members = order[start : start + config.minibatch_size]
-                if policy_learns:
-                    self._learn_policy(rollout, members, measures)
+                moved = self._learn_policy(rollout, members, measures) if policy_learns else 0.0
                 self._learn_critic(rollout, members, measures)
-                limit = config.update_kl_limit
-                if limit is not None and measures.last_kl_old_from_new > limit:
-                    measures.stopped_early = 1.0
-                    return measures.measures()
-        return measures.measures()
+                if config.update_kl_limit is not None and moved > config.update_kl_limit:
+                    measures["stopped_early"] = Measure(1.0)
+                    return measures
+        return measures
 
-    def _learn_policy(self, rollout: Rollout, members: Sequence[int], measures: "_UpdateMeasures") -> None:
-        places = rollout.places(members)
-        at, kl_sum = 0, 0.0
-        groups = [rollout.groups[member] for member in members]
-        for part in micro_batches(groups, max_tokens=self.config.max_tokens_per_micro_batch):
-            packed = pack([groups[number] for number in part])
-            mine = places[at : at + packed.num_targets]
-            at += packed.num_targets
+    def _learn_policy(self, rollout: Rollout, members: Sequence[int], measures: dict[str, Measure]) -> float:
+        """One optimizer step; returns KL(old || new) per token of this minibatch, in nats, before the step."""
+        num_tokens = sum(rollout.groups[member].num_targets for member in members)
+        found: dict[str, Measure] = {}
+        for packed, places in self._parts(rollout, members):
             scored = self.policy.logprobs(packed, temperature=self.config.temperature)
-            log_ratio_new_over_old = scored.logprobs - rollout.logprobs[mine].to(scored.logprobs)
-            advantages = rollout.advantages[mine].to(scored.logprobs)
+            log_ratio_new_over_old = scored.logprobs - rollout.logprobs[places].to(scored.logprobs)
+            advantages = rollout.advantages[places].to(scored.logprobs)
             losses = clipped_surrogate(log_ratio_new_over_old, advantages, clip_range=self.config.clip_range)
-            clipped = clip_fraction(log_ratio_new_over_old.detach(), advantages, clip_range=self.config.clip_range)
-            self.policy_update.backward(losses.sum() / len(places))
-            kl_sum += measures.add_policy(losses.detach(), log_ratio_new_over_old.detach(), scored.entropy, clipped)
-        measures.last_kl_old_from_new = kl_sum / len(places)
-        require_finite(measures.policy_loss, "the PPO policy loss")
-        measures.add_norm("policy", self.policy_update.step())
+            self.policy_update.backward(losses.sum() / num_tokens)
+            moved = log_ratio_new_over_old.detach()
+            per_token = {
+                "policy_loss": losses.detach(),
+                "kl_old_from_new": kl_policy_from_reference_k3(torch.zeros_like(moved), moved),
+                "clip_fraction": clip_fraction(moved, advantages, clip_range=self.config.clip_range),
+                "entropy": scored.entropy,
+            }
+            add_measures(found, {name: Measure(float(one.sum()), len(one)) for name, one in per_token.items()})
+            measures.setdefault("first_log_ratio_gap", Measure(float(moved.abs().max())))
+        require_finite(found["policy_loss"].total, "the PPO policy loss")
+        add_measures(measures, {**found, "policy_gradient_norm": Measure(self.policy_update.step())})
+        return found["kl_old_from_new"].mean
 
-    def _learn_critic(self, rollout: Rollout, members: Sequence[int], measures: "_UpdateMeasures") -> None:
-        places = rollout.places(members)
+    def _learn_critic(self, rollout: Rollout, members: Sequence[int], measures: dict[str, Measure]) -> None:
+        num_tokens, loss_sum = sum(rollout.groups[member].num_targets for member in members), 0.0
+        for packed, places in self._parts(rollout, members):
+            values = self.critic.before_targets(packed)
+            old_values, returns = rollout.values[places].to(values), rollout.returns[places].to(values)
+            losses = value_loss(values, old_values, returns, clip_range=self.config.value_clip_range)
+            self.critic_update.backward(losses.sum() / num_tokens)
+            loss_sum += float(losses.detach().sum())
+        require_finite(loss_sum, "the PPO value loss")
+        norm = Measure(self.critic_update.step())
+        add_measures(measures, {"value_loss": Measure(loss_sum, num_tokens), "critic_gradient_norm": norm})
+
+    def _parts(self, rollout: Rollout, members: Sequence[int]) -> Iterator[tuple[PackedBatch, Tensor]]:
+        """A minibatch as micro-batches, each with the places of its tokens in the rollout."""
+        groups, places = [rollout.groups[member] for member in members], rollout.places(members)
         at = 0
-        groups = [rollout.groups[member] for member in members]
         for part in micro_batches(groups, max_tokens=self.config.max_tokens_per_micro_batch):
             packed = pack([groups[number] for number in part])
-            mine = places[at : at + packed.num_targets]
+            yield packed, places[at : at + packed.num_targets]
             at += packed.num_targets
-            values = self.critic.before_targets(packed)
-            old_values, returns = rollout.values[mine].to(values), rollout.returns[mine].to(values)
-            losses = value_loss(values, old_values, returns, clip_range=self.config.value_clip_range)
-            self.critic_update.backward(losses.sum() / len(places))
-            measures.add_critic(losses.detach())
-        require_finite(measures.value_loss, "the PPO value loss")
-        measures.add_norm("critic", self.critic_update.step())
 
     def shaped_scores(self, scores: Tensor, completions: Sequence[Completion]) -> Tensor:
         """Scores as the policy is paid for them: transformed, normalised, clamped, and with the two length rules."""
@@ -454,52 +441,3 @@ class PPO:
 
     def trained(self) -> Policy:
         return self.policy
-
-
-class _UpdateMeasures:
-    """Sums over the tokens of all updates of one step."""
-
-    def __init__(self, learning_rate: float) -> None:
-        self.learning_rate = learning_rate
-        self.policy_loss = self.value_loss = self.kl = self.clipped = self.entropy = 0.0
-        self.policy_tokens = self.critic_tokens = 0
-        self.norms: dict[str, list[float]] = {"policy": [], "critic": []}
-        self.last_kl_old_from_new = 0.0
-        self.stopped_early = 0.0
-        self.first_ratio_gap: float | None = None
-
-    def add_policy(self, losses: Tensor, log_ratio: Tensor, entropy: Tensor, clipped: Tensor) -> float:
-        kl = kl_policy_from_reference_k3(torch.zeros_like(log_ratio), log_ratio)
-        if self.first_ratio_gap is None:
-            self.first_ratio_gap = float(log_ratio.abs().max())
-        self.policy_loss += float(losses.sum())
-        self.kl += float(kl.sum())
-        self.clipped += float(clipped.sum())
-        self.entropy += float(entropy.sum())
-        self.policy_tokens += len(losses)
-        return float(kl.sum())
-
-    def add_critic(self, losses: Tensor) -> None:
-        self.value_loss += float(losses.sum())
-        self.critic_tokens += len(losses)
-
-    def add_norm(self, role: str, norm: float) -> None:
-        self.norms[role].append(norm)
-
-    def measures(self) -> dict[str, Measure]:
-        measures = {
-            "value_loss": Measure(self.value_loss, self.critic_tokens),
-            "critic_gradient_norm": Measure(sum(self.norms["critic"]), len(self.norms["critic"])),
-            "stopped_early": Measure(self.stopped_early),
-        }
-        if self.policy_tokens:
-            measures |= {
-                "policy_loss": Measure(self.policy_loss, self.policy_tokens),
-                "kl_old_from_new": Measure(self.kl, self.policy_tokens),
-                "clip_fraction": Measure(self.clipped, self.policy_tokens),
-                "entropy": Measure(self.entropy, self.policy_tokens),
-                "first_log_ratio_gap": Measure(self.first_ratio_gap or 0.0),
-                "policy_gradient_norm": Measure(sum(self.norms["policy"]), len(self.norms["policy"])),
-                "learning_rate": Measure(self.learning_rate),
-            }
-        return measures

@@ -28,7 +28,7 @@ def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(
             name,
             percent(row["success_rate"]),
-            f"{percent(low)} to {percent(high)}",
+            f"{100 * low:.1f}–{100 * high:.1f} %",
             f"{row['n']:,}",
             bound + decimals(row["kl_from_reference"]),
             decimals(row["mean_response_tokens"], 1),
@@ -84,6 +84,11 @@ def figures(summary: Mapping[str, Any]) -> None:
         print(
             f"reward model: classifies {percent(reward['accuracy'])} of {reward['n']:,} held-out texts "
             f"(ROC-AUC {decimals(reward['roc_auc'], 3)})"
+        )
+    for name, one in summary.get("reward_models", {}).items():
+        print(
+            f"reward model of {name}: orders {percent(one['auc_concordance'])} of {one['n']:,} pairs "
+            f"as {one['against']} does"
         )
     for judge in (summary.get("judge"), summary.get("second_judge")):
         if judge and judge.get("accuracy") is not None:

@@ -126,13 +126,14 @@ class Collect(Stage):
 
 
 class Label(Stage):
-    """Simulated annotators choose between the two completions of every pair; they read the gold score."""
+    """Simulated annotators choose between the two completions of every pair.
+
+    They are three characters who know the tutorials world's rubric.
+    """
 
     kind: Literal["label"]
     comparisons: str
     """Pairs to label."""
-    annotators: Literal["tutorials"] = "tutorials"
-    """The cast: three characters who know the tutorials world's rubric."""
     slope: float = Field(default=3.0, gt=0)
     """How sharply a difference in gold score decides: the slope of Bradley-Terry noise."""
 
@@ -190,6 +191,8 @@ class EvaluateReward(Stage):
     """Held-out preference pairs, or labelled texts."""
     train_pairs: tuple[str, ...] = ()
     """The pairs that surface baselines (length, bag of words) are fitted on."""
+    reported_as: str | None = None
+    """Names the figures among `reward_models` of the summary; none makes them the summary's `reward_model`."""
 
 
 class SFTStage(TrainingStage):

@@ -20,7 +20,10 @@ def summarise(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
     for name, stage in pipeline.stages.items():
         if isinstance(stage, EvaluateReward | EvaluatePolicies):
             found = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
-            summary |= {key: value for key, value in found.items() if value is not None}
+            if isinstance(stage, EvaluateReward) and stage.reported_as is not None:
+                summary.setdefault("reward_models", {})[stage.reported_as] = found["reward_model"]
+            else:
+                summary |= {key: value for key, value in found.items() if value is not None}
     summary["alarms"] = _alarms(pipeline, folder)
     record = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
     summary["wall_seconds"] = {stage["name"]: stage["seconds"] for stage in record["stages"]}
