@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from prefloop.algorithms import ppo
-from prefloop.algorithms.ppo import PPO, Config, Rollout
+from prefloop.algorithms.ppo import PPO, Config
 from prefloop.formulas.divergences import kl_policy_from_reference_k1
 from prefloop.models.policy import Policy
+from prefloop.rollouts.rollout import Rollout
 
 TOLERANCE = 0.03
 

@@ -29,7 +29,8 @@ def prefloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         capsys.readouterr()
         code = called(*map(str, arguments))
-        return Outcome(code, *capsys.readouterr())
+        shown = capsys.readouterr()
+        return Outcome(code, shown.out, shown.err)
 
     return run
 

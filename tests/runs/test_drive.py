@@ -12,7 +12,7 @@ import threading
 import time
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ from prefloop.runs.progress import Progress
 class Toy:
     """A small regression with what resuming can get wrong: momentum, dropout, a moving average."""
 
-    name = "toy"
-    headline: tuple[str, ...] = ("train/loss",)
+    name: ClassVar[str] = "toy"
+    headline: ClassVar[tuple[str, ...]] = ("train/loss",)
 
     def __init__(self, num_steps: int = 12, seconds_per_step: float = 0.0) -> None:
         self.num_steps = num_steps

@@ -355,6 +355,7 @@ def test_a_run_stopped_in_training_ends_as_an_uninterrupted_one(
     wait_for_step(folder / "sft" / "metrics.jsonl", process, 30)
     process.send_signal(number)
     _, words = process.communicate(timeout=60)
+    known = run_ids(folder)
     record = json.loads((folder / "sft" / "run.json").read_text())
     assert record["state"] != "finished"
     if number == signal.SIGINT:
@@ -364,4 +365,5 @@ def test_a_run_stopped_in_training_ends_as_an_uninterrupted_one(
         assert f"To go on: prefloop run {folder}/config.yaml --output {folder}" in words
         assert "Traceback" not in words
     run(copy.deepcopy(evaluated_after(NUM_STEPS)), folder)
+    assert known.items() <= run_ids(folder).items(), "a stage was begun anew"
     assert_same_outcome(folder, uninterrupted)

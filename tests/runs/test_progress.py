@@ -103,6 +103,19 @@ def test_a_terminal_gets_a_live_line_and_ci_does_not(monkeypatch: pytest.MonkeyP
     assert shown() == "sft  2/4  50 %  0:00 left  10 tokens/s  512 MB  train/loss 0.25\nhalf way\n"
 
 
+def test_a_narrow_terminal_cuts_the_figures_and_keeps_name_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    output = StringIO()
+    progress = Progress(console=Console(file=output, force_terminal=True, width=60, color_system=None), clock=Clock())
+    names = tuple(f"a_long_name_of_a_figure_{number}" for number in range(5))
+    with progress.stage("reward_modelling", 400, headline=names):
+        progress.update(120, dict.fromkeys(names, 0.25))
+    last = [line for line in output.getvalue().splitlines() if "reward_modelling" in line][-1]
+    assert "120/400" in last
+    assert "…" in last
+    assert "a_long_name_of_a_figure_4" not in last
+
+
 def test_the_live_display_ends_when_a_stage_fails() -> None:
     console = Console(file=StringIO(), force_terminal=True)
     progress = Progress(console=console)

@@ -3,7 +3,7 @@
 import json
 import typing
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -12,13 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from prefloop.algorithms.ppo import PPO
 from prefloop.errors import DataError, ModelError, SettingsError
+from prefloop.records import Completion
 from prefloop.runs import stages_train
 from prefloop.runs.pipeline import run_pipeline
 from prefloop.runs.plan import FILES, MODELS, check, plan, references
 from prefloop.runs.progress import Progress
 from prefloop.runs.settings import load_yaml, merge, parse_overrides, validate
 from prefloop.runs.stage_context import read_policy, read_reward_model
-from prefloop.runs.stage_settings import AnyStage, Judge, Pipeline
+from prefloop.runs.stage_settings import AnyStage, EvaluatePolicies, Judge, Pipeline
+from prefloop.runs.stages_evaluate import Answers, turned
 from toy_recipes import pipeline_of, sst2_folder, tiny_llama, tutorials, world_and_sft
 
 STAGES: tuple[Any, ...] = typing.get_args(typing.get_args(AnyStage)[0])
@@ -264,3 +266,23 @@ def test_a_prompt_longer_than_the_context_says_what_to_shorten(
     }}  # fmt: skip
     with pytest.raises(ModelError, match="stage policies: the longest prompt and max_new_tokens make 65 tokens"):
         run({"name": "toy", "stages": stages}, tmp_path / "out")
+
+
+def test_what_turned_is_counted_both_ways_and_shown_where_it_was_gained() -> None:
+    successes = {"first": [0, 0, 1, 1, 0, 0], "other": [1, 1, 1, 1, 1, 1], "last": [1, 0, 0, 1, 1, 1]}
+    answers = {
+        name: Answers([Completion(f"{name} {place}") for place in range(6)], list(map(float, found)), {})
+        for name, found in successes.items()
+    }
+    stage = tutorials()["stages"]["policies"] | {"policies": dict.fromkeys(successes, "sft"), "reference": "first"}
+    recipe = tutorials()
+    recipe["stages"]["policies"] = stage | {"greedy": []}
+    settings = cast(EvaluatePolicies, pipeline_of(recipe).stages["policies"])
+    prompts = [f"question {place}" for place in range(6)]
+    found = turned(settings, prompts, answers)
+    assert found is not None
+    assert (found["before"], found["after"]) == ("first", "last")
+    assert (found["num_gained"], found["num_lost"], found["n"]) == (3, 1, 6)
+    assert [one["prompt"] for one in found["samples"]] == ["question 0", "question 4"]
+    alone = settings.model_copy(update={"policies": {"first": "sft"}})
+    assert turned(alone, prompts, answers) is None

@@ -10,6 +10,7 @@ from prefloop.web.report_blocks import (
     calibration_of,
     flaw_table,
     policy_table,
+    reward_models_table,
     samples_over_time,
     text_table,
     verdict,
@@ -139,3 +140,13 @@ def test_samples_over_time_keep_the_first_and_the_last_of_each_prompt():
     assert [answer.title for answer in first.answers] == ["Step 0", "Step 9"]
     assert first.answers[1].facts == "score 9"
     assert [answer.text for answer in second.answers] == ["b 0"]
+
+
+def test_reward_models_that_are_reported_elsewhere_stand_in_a_table_of_their_own():
+    figures = {"auc_concordance": 0.625, "accuracy_ci95": [0.5, 0.75], "n": 80}
+    table = reward_models_table({"reward_models": {"round 1": figures, "broken": "text"}})
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["round 1"]
+    assert table.rows[0][1].startswith("62.5")
+    assert table.rows[0][3] == "80"
+    assert reward_models_table({}) is None

@@ -338,8 +338,10 @@ class PPO:
         )
         scores = self._transformed(torch.tensor(self.reward.score([self.prompts[row] for row in rows], completions)))
         self.score_mean = float(scores.mean())
-        # A reward that never varies has nothing to scale: it stays as flat as it is.
-        self.score_deviation = float(scores.std(correction=0)) or 1.0
+        deviation = float(scores.std(correction=0))
+        # A reward that varies by no more than rounding has nothing to scale: it stays as flat as it is.
+        rounding = 1e-6 * max(1.0, float(scores.abs().max()))
+        self.score_deviation = deviation if deviation > rounding else 1.0
 
     @torch.no_grad()
     def _measure(self, groups: Sequence[TokenGroup], completions: Sequence[Completion]) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 PLAIN_INTERVAL_SECONDS = 5.0
 
@@ -92,10 +93,12 @@ class Progress:
     def _started_live(self) -> RichProgress:
         live = RichProgress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            # On a narrow terminal the figures are cut, and neither the stage's name nor its steps.
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=self._console,
+            expand=True,
         )
         live.start()
         return live

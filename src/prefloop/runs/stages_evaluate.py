@@ -124,7 +124,9 @@ class _Evaluation:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class Answers:
+    """What one policy answered, which answers were successes, and the figures of both."""
+
     completions: list[Completion]
     successes: list[float]
     figures: dict[str, Any]
@@ -144,7 +146,7 @@ def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> 
     prompts = _repeated(settings, context)
     sampling = Sampling(settings.max_new_tokens)
     shared = _Evaluation(prompts, judge, facts["name"], second, reward, reference, sampling, context.seed)
-    answers: dict[str, _Answers] = {}
+    answers: dict[str, Answers] = {}
     total = len(settings.policies) + len(settings.greedy) + (settings.best_of_n is not None)
     with context.progress.stage(context.name, total, headline=("success_rate",)):
         for name, found in _all_answers(settings, shared, context):
@@ -157,14 +159,14 @@ def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> 
         "judge": facts,
         "second_judge": second_facts,
         "samples": [_side_by_side(prompts, answers, place) for place in range(min(settings.num_shown, len(prompts)))],
-        "turned": _turned(settings, prompts, answers),
+        "turned": turned(settings, prompts, answers),
     }
     context.write_json("summary.json", summary)
 
 
 def _all_answers(
     settings: EvaluatePolicies, shared: _Evaluation, context: StageContext
-) -> Iterator[tuple[str, _Answers]]:
+) -> Iterator[tuple[str, Answers]]:
     """Every policy by name; greedy decoding and the best of n follow the policy that they are taken from."""
     for name, place in settings.policies.items():
         policy, chat_format = _load(place, context)
@@ -195,18 +197,18 @@ def _generate(
     return PolicyGenerator(policy, chat_format).generate(ids, sampling=sampling, random=random)
 
 
-def _sampled(shared: _Evaluation, policy: Policy, chat_format: ChatFormat) -> _Answers:
+def _sampled(shared: _Evaluation, policy: Policy, chat_format: ChatFormat) -> Answers:
     completions = _generate(shared, policy, chat_format, 1, shared.sampling)
     kl = kl_per_sequence(policy, shared.reference, chat_format, shared.prompts, completions)
     return _measured(shared, completions, kl)
 
 
-def _greedy(shared: _Evaluation, policy: Policy, chat_format: ChatFormat) -> _Answers:
+def _greedy(shared: _Evaluation, policy: Policy, chat_format: ChatFormat) -> Answers:
     sampling = Sampling(shared.sampling.max_new_tokens, temperature=0.0)
     return _measured(shared, _generate(shared, policy, chat_format, 1, sampling), None)
 
 
-def _best_of_n(shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: int) -> _Answers:
+def _best_of_n(shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: int) -> Answers:
     assert shared.reward is not None, "the plan is checked before a stage runs"
     completions = _generate(shared, policy, chat_format, n, shared.sampling)
     scores = shared.reward.score([prompt for prompt in shared.prompts for _ in range(n)], completions)
@@ -216,7 +218,7 @@ def _best_of_n(shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: 
     return found
 
 
-def _measured(shared: _Evaluation, completions: list[Completion], kl: list[float] | None) -> _Answers:
+def _measured(shared: _Evaluation, completions: list[Completion], kl: list[float] | None) -> Answers:
     successes = shared.judge.score(shared.prompts, completions)
     scores = shared.reward.score(shared.prompts, completions) if shared.reward is not None else None
     figures = policy_figures(completions, successes, kl_per_sequence=kl, scores=scores, judged_by=shared.judged_by)
@@ -225,7 +227,7 @@ def _measured(shared: _Evaluation, completions: list[Completion], kl: list[float
         figures["second_judge_rate"] = sum(second) / len(second)
     if shared.judged_by == "the gold rubric":
         figures["flaws"] = _flaw_shares(shared.prompts, completions)
-    return _Answers(completions, successes, figures)
+    return Answers(completions, successes, figures)
 
 
 def _flaw_shares(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, float]:
@@ -259,12 +261,12 @@ def kl_per_sequence(
     return found
 
 
-def _samples(prompts: Sequence[Prompt], found: _Answers, num: int) -> list[Sample]:
+def _samples(prompts: Sequence[Prompt], found: Answers, num: int) -> list[Sample]:
     rows = zip(prompts[:num], found.completions, found.successes, strict=False)
     return [Sample(prompt, answer.text, {"success": success}) for prompt, answer, success in rows]
 
 
-def _side_by_side(prompts: Sequence[Prompt], answers: dict[str, _Answers], place: int) -> dict[str, Any]:
+def _side_by_side(prompts: Sequence[Prompt], answers: dict[str, Answers], place: int) -> dict[str, Any]:
     """What every policy answered to one prompt."""
     return {
         "prompt": prompt_text(prompts[place]),
@@ -275,9 +277,7 @@ def _side_by_side(prompts: Sequence[Prompt], answers: dict[str, _Answers], place
     }
 
 
-def _turned(
-    settings: EvaluatePolicies, prompts: Sequence[Prompt], answers: dict[str, _Answers]
-) -> dict[str, Any] | None:
+def turned(settings: EvaluatePolicies, prompts: Sequence[Prompt], answers: dict[str, Answers]) -> dict[str, Any] | None:
     """How often the last policy is right where the reference is wrong, and the other way round, with examples.
 
     The examples are picked to show the difference, which the counts put into proportion. None with one policy only.

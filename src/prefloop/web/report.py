@@ -179,6 +179,7 @@ def _context(
         "accuracy_chart": blocks.accuracy_chart(reward_model),
         "calibration": blocks.calibration_of(reward_model),
         "auc_table": blocks.auc_table(reward_model),
+        "reward_models_table": blocks.reward_models_table(summary),
         "curves": [(stage, charts) for stage in stages if (charts := training_curves(stage))],
         "lineage": [(stage, sources) for stage in stages if (sources := _sources(stage, stages))],
         "figures": {} if is_pipeline else {key: one for key, one in summary.items() if _is_figure(one)},

@@ -301,6 +301,18 @@ def auc_table(reward_model: Mapping[str, Any]) -> Table | None:
     return Table("What is called AUC, by what it compares", ("AUC", "Value", "What it says"), rows, ends_in_words=True)
 
 
+def reward_models_table(summary: Mapping[str, Any]) -> Table | None:
+    """Reward models that were also looked at elsewhere, by what they are reported as; None without one."""
+    rows = tuple(
+        (name, percent(one.get("auc_concordance")), percent_interval(one.get("accuracy_ci95")), number(one.get("n")))
+        for name, one in group(summary, "reward_models").items()
+        if isinstance(one, Mapping)
+    )
+    if not rows:
+        return None
+    return Table("The reward model elsewhere", ("Reward model of", "Pairs in order", "95 % interval", "n"), rows)
+
+
 def sample_blocks(summary: Mapping[str, Any]) -> list[SampleBlock]:
     """The summary's samples: one prompt each, answered by several policies."""
     return [
