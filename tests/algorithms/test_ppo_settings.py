@@ -97,7 +97,7 @@ def test_a_flat_reward_is_not_blown_up_by_normalisation(flat: float) -> None:
 
 @pytest.mark.parametrize("max_tokens", [1, 8192])
 def test_the_first_gradients_are_those_of_the_mean_losses(max_tokens: int) -> None:
-    """Written out: at ratio 1 the policy's loss has the gradient of -advantage * log-probability, a mean over tokens."""
+    """Written out: at ratio 1 the policy loss has the gradient of -advantage * log-probability, a mean over tokens."""
     changes = {"whiten_advantages": False, "rollouts_per_step": 48, "minibatch_size": 48}
     algorithm = _ppo(max_tokens_per_micro_batch=max_tokens, **changes)
     with torch.no_grad():
