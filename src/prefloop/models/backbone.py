@@ -207,14 +207,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_causal_model(name_or_path: str, *, keep_dropout: bool = False) -> PreTrainedModel:
-    """A decoder in float32, safetensors only, without remote code; dropout is off unless it is asked for."""
+def load_causal_model(name_or_path: str) -> PreTrainedModel:
+    """A decoder in float32, safetensors only, without remote code, with its dropout off."""
     with _loading(name_or_path, "model"):
         model = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    if not keep_dropout:
-        switch_off_dropout(model)
+    switch_off_dropout(model)
     return model
 
 

@@ -57,7 +57,7 @@ def run_sft(settings: SFTStage, context: StageContext) -> None:
         policy, chat_format = _from_scratch(settings.from_scratch, settings, found.records, context)
     else:
         policy, chat_format = _policy(_model_name(settings.model, context), settings, context)
-    _train_adapter(policy, settings.lora)
+    _train_adapter(policy, settings.lora, seed=context.seed)
     groups, _ = _groups(found, chat_format, settings, context, "training data")
     held_out: list[Any] = []
     if settings.evaluate is not None:
@@ -80,7 +80,7 @@ def run_reward_modelling(settings: RewardStage, context: StageContext) -> None:
     model = ScalarModel(policy.backbone, policy.tokenizer)
     fingerprint = base_fingerprint(policy.backbone) if settings.lora else ""
     if settings.lora is not None:
-        model.backbone.add_adapter(REWARD, _lora_config(settings.lora))
+        model.backbone.add_adapter(REWARD, _lora_config(settings.lora), seed=context.seed)
         model.adapter = REWARD
     groups, kept = _groups(
         context.read_all(settings.train, settings.records), chat_format, settings, context, "training data"
@@ -109,7 +109,7 @@ def run_reward_modelling(settings: RewardStage, context: StageContext) -> None:
 def run_dpo(settings: DPOStage, context: StageContext) -> None:
     policy, chat_format = _policy(context.resolve(settings.policy), settings, context)
     reference = _reference(policy, settings.reference, settings, context)
-    _train_adapter(policy, settings.lora)
+    _train_adapter(policy, settings.lora, seed=context.seed)
     groups, kept = _groups(context.read_all(settings.train, "pairs"), chat_format, settings, context, "training data")
     held_out: tuple[list[Any], list[Any]] = ([], [])
     if settings.evaluate is not None:
@@ -130,7 +130,7 @@ def run_dpo(settings: DPOStage, context: StageContext) -> None:
 def run_ppo(settings: PPOStage, context: StageContext) -> None:
     policy, chat_format = _policy(context.resolve(settings.policy), settings, context)
     reference = _reference(policy, settings.reference, settings, context)
-    _train_adapter(policy, settings.lora)
+    _train_adapter(policy, settings.lora, seed=context.seed)
     critic, reward = _critic_and_reward(policy, chat_format, settings, context)
     prompts = _prompts(settings.prompts, context)
     watched = _prompts(settings.evaluation_prompts, context) if settings.evaluation_prompts else prompts
@@ -269,9 +269,9 @@ def _for_width(training: SettingsType, backbone: Backbone, context: StageContext
     return training.model_copy(update=scaled)
 
 
-def _train_adapter(policy: Policy, lora: Lora | None) -> None:
+def _train_adapter(policy: Policy, lora: Lora | None, *, seed: int) -> None:
     if lora is not None:
-        policy.backbone.add_adapter(POLICY, _lora_config(lora))
+        policy.backbone.add_adapter(POLICY, _lora_config(lora), seed=seed)
         policy.adapter = POLICY
 
 
@@ -295,7 +295,7 @@ def _critic_and_reward(
     else:
         reward_model, reward_format = read_reward_model(place, precision=precision)
     reward_model.head.requires_grad_(False)
-    critic = _critic(policy, reward_model, shared, settings)
+    critic = _critic(policy, reward_model, settings, shared=shared, seed=context.seed)
     if not shared:
         reward_model.backbone.model.requires_grad_(False)
     if settings.lora is not None:
@@ -312,7 +312,7 @@ def _critic_and_reward(
     return critic, source
 
 
-def _critic(policy: Policy, reward_model: ScalarModel, shared: bool, settings: PPOStage) -> ScalarModel:
+def _critic(policy: Policy, reward_model: ScalarModel, settings: PPOStage, *, shared: bool, seed: int) -> ScalarModel:
     """A body of its own (or an adapter on the shared one) that starts from the reward model or the policy."""
     from_reward = settings.critic_from == "reward_model"
     if settings.lora is not None:
@@ -321,7 +321,7 @@ def _critic(policy: Policy, reward_model: ScalarModel, shared: bool, settings: P
             config = cast(LoraConfig, policy.backbone.model.peft_config[REWARD])
             policy.backbone.copy_adapter(REWARD, CRITIC, config)
         else:
-            policy.backbone.add_adapter(CRITIC, config)
+            policy.backbone.add_adapter(CRITIC, config, seed=seed)
         return ScalarModel(policy.backbone, policy.tokenizer, adapter=CRITIC)
     same_tokens = reward_model.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if from_reward and not same_tokens:
