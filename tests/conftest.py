@@ -3,7 +3,7 @@
 import os
 
 # Before torch is imported: threads that spin while they wait slow two test processes down to a crawl.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 from jaxtyping import install_import_hook

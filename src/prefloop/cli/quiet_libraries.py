@@ -6,8 +6,9 @@ import warnings
 
 def hush() -> None:
     """Call before torch and transformers are imported."""
-    # A thread that spins while it waits takes the core from the one it waits for, as soon as anything else is running.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A thread that spins for long while it waits takes the core from the one it waits for, as soon as anything else is
+    # running; one that sleeps at once wakes up too late. A short spin costs neither.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
