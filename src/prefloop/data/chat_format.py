@@ -9,6 +9,7 @@ Every encoded content is checked for this, and a text that the tokenizer cannot 
 The plain format has no control tokens: its role names are ordinary text, which a content can imitate.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -85,6 +86,11 @@ class ChatFormat:
         self._template_text = json.dumps(tokenizer.chat_template, sort_keys=True)
         self._settled: Layout | None = None
         self._template_checked = False
+        # Prompts come again and again, with several completions each, and a template is slow to render.
+        self._prompt_ids = functools.lru_cache(maxsize=65_536)(self._laid_out_prompt)
+        # A content cannot hold it by chance or on purpose: it is drawn anew and never shown.
+        self._sentinel_stem = secrets.token_hex(16)
+        self._sentinel_pattern = re.compile(rf"({self._sentinel_stem}\d{{6}})")
         self._set_up_encoders()
         if prompt_format == "chat":
             self._check_end_of_answer()
@@ -138,7 +144,7 @@ class ChatFormat:
         """The tokens as text with every special token written out: for showing what a model is trained on."""
         return self._template_encoder.decode(list(token_ids), skip_special_tokens=False)
 
-    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+    def _laid_out_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         layout = self._prompt_layout(prompt)
         if layout == "raw":
             assert isinstance(prompt, str)
@@ -275,7 +281,7 @@ class ChatFormat:
         itself writes, and with the contents. The second is kept where its control tokens are the first's, so that a
         benign chat has the ids of `apply_chat_template`; otherwise template and contents are encoded apart.
         """
-        sentinels = [secrets.token_hex(16) for _ in messages]
+        sentinels = [f"{self._sentinel_stem}{position:06d}" for position in range(len(messages))]
         contents = {sentinel: message.content.strip() for sentinel, message in zip(sentinels, messages, strict=True)}
         hidden: list[str] = []
         shown: list[str] = []
@@ -298,7 +304,7 @@ class ChatFormat:
 
     def _joint_ids(self, with_sentinels: str, with_contents: str, contents: dict[str, str]) -> tuple[int, ...]:
         allowed = self._controls(self._template_ids(with_sentinels))
-        pieces = re.split("(" + "|".join(contents) + ")", with_sentinels)
+        pieces = self._sentinel_pattern.split(with_sentinels)
         # Contents stand at the odd places, template text at the even ones.
         benign = all(not self._controls(self._template_ids(contents[piece])) for piece in pieces[1::2])
         ids = self._template_ids(with_contents)
