@@ -131,12 +131,12 @@ def test_the_resampled_alpha_equals_the_package_on_the_full_data():
 def test_intervals_equal_a_bootstrap_that_draws_the_pairs_themselves():
     labels = random_labels(50, num_annotators=3, seed=2, choices=("left", "left", "right"))
     report = agreement_report(labels, 5, num_resamples=200)
-    counts = agreement._compared_counts(agreement._category_counts(agreement.choices_by_pair(labels)))
+    counts = agreement.compared_counts(agreement.category_counts(agreement.choices_by_pair(labels)))
     generator = np.random.default_rng(5)
     percents, alphas = [], []
     for _ in range(200):
         drawn = counts[generator.integers(len(counts), size=len(counts))]
-        percents.append(agreement._agreeing_shares(drawn).mean())
+        percents.append(agreement.agreeing_shares(drawn).mean())
         alphas.append(krippendorff.alpha(value_counts=drawn, level_of_measurement="nominal"))
     assert report.percent_agreement_ci95 == pytest.approx(tuple(np.quantile(percents, [0.025, 0.975])))
     assert report.krippendorff_alpha_ci95 == pytest.approx(tuple(np.quantile(alphas, [0.025, 0.975])))

@@ -7,14 +7,13 @@ import pytest
 
 from prefloop.collection.annotators import (
     SimulatedAnnotator,
-    aggregate,
     cast,
     label_pairs,
     left_as_displayed_share,
     shows_swapped,
 )
 from prefloop.errors import DataError, SettingsError
-from prefloop.records import Choice, Comparison, Completion, Label, PreferencePair, Prompt
+from prefloop.records import Comparison, Completion, Label, Prompt
 
 
 def gold_from_text(prompt: Prompt, completion: Completion) -> float:
@@ -137,40 +136,6 @@ def test_the_cast_has_its_characters():
     assert 0.45 < share_left(label_pairs(longer, [careful], seed=2)) < 0.55
 
 
-def labels_of(pair_id: str, *choices: Choice) -> list[Label]:
-    return [Label(pair_id, f"annotator-{index}", choice) for index, choice in enumerate(choices)]
-
-
-def test_majorities_by_hand():
-    pairs = [comparison(f"left {name}", f"right {name}", pair_id=name) for name in "abcdefgh"]
-    labels = [
-        *labels_of("a", "left", "left", "right"),
-        *labels_of("b", "right"),
-        *labels_of("c", "left", "right"),
-        *labels_of("d", "skip", "skip"),
-        *labels_of("e", "right", "tie"),
-        *labels_of("f", "tie", "both_bad"),
-        *labels_of("g", "skip", "right", "right"),
-    ]
-    result = aggregate(pairs, labels)
-    assert result.pairs == [
-        PreferencePair("question", "left a", "right a", agreement=2 / 3, num_annotators=3),
-        PreferencePair("question", "right b", "left b", agreement=1.0, num_annotators=1),
-        PreferencePair("question", "right e", "left e", agreement=0.75, num_annotators=2),
-        PreferencePair("question", "right g", "left g", agreement=1.0, num_annotators=2),
-    ]
-    assert result.num_tied == 2  # c, f
-    assert result.num_unlabelled == 2  # d, h
-
-
-def test_cut_completions_stay_marked():
-    pair = Comparison("p", "question", Completion("cut", ended=False), Completion("whole"))
-    (left_wins,) = aggregate([pair], labels_of("p", "left")).pairs
-    assert (left_wins.chosen_ended, left_wins.rejected_ended) == (False, True)
-    (right_wins,) = aggregate([pair], labels_of("p", "right")).pairs
-    assert (right_wins.chosen_ended, right_wins.rejected_ended) == (True, False)
-
-
 def test_confusion_is_an_error():
     pair = comparison("1", "0")
     annotator = SimulatedAnnotator("A", gold_from_text)
@@ -178,12 +143,6 @@ def test_confusion_is_an_error():
         label_pairs([pair, pair], [annotator], seed=0)
     with pytest.raises(DataError, match=r"annotator name 'A'.*more than once"):
         label_pairs([pair], [annotator, annotator], seed=0)
-    with pytest.raises(DataError, match="more than once"):
-        aggregate([pair, pair], [])
-    with pytest.raises(DataError, match="'stranger'"):
-        aggregate([pair], [Label("stranger", "A", "left")])
-    with pytest.raises(DataError, match="two labels"):
-        aggregate([pair], [Label("pair", "A", "left"), Label("pair", "A", "right")])
 
 
 def test_bad_settings_and_scores_are_errors():

@@ -24,7 +24,16 @@ from prefloop.runs.stages_evaluate import Answers, turned
 from toy_recipes import pipeline_of, sst2_folder, tiny_llama, tutorials, world_and_sft
 
 STAGES: tuple[Any, ...] = typing.get_args(typing.get_args(AnyStage)[0])
-NAMES_OF_THEIR_OWN = {"split", "split_if_unlabelled", "name", "greedy", "columns", "shares", "reported_as"}
+NAMES_OF_THEIR_OWN = {
+    "split",
+    "split_if_unlabelled",
+    "name",
+    "greedy",
+    "columns",
+    "shares",
+    "reported_as",
+    "guidelines",
+}
 """Texts in settings that name neither a stage nor a file."""
 
 

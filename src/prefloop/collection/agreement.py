@@ -23,12 +23,13 @@ import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 
-from prefloop.collection.annotators import choices_by_pair
+from prefloop.collection.aggregation import choices_by_pair
 from prefloop.errors import DataError, SettingsError
 from prefloop.records import Choice, Label
 
 # In the order from left to right, which the ordinal level reads; both_bad has no place on that scale and comes last.
-_CATEGORIES: tuple[Choice, ...] = ("left", "tie", "right", "both_bad")
+CATEGORIES: tuple[Choice, ...] = ("left", "tie", "right", "both_bad")
+
 
 Interval = tuple[float, float]
 
@@ -73,12 +74,12 @@ def percent_agreement(labels: Iterable[Label]) -> float:
 
     Raises DataError when no pair has two labels, or an annotator labelled a pair twice.
     """
-    counts = _compared_counts(_category_counts(choices_by_pair(labels)))
+    counts = compared_counts(category_counts(choices_by_pair(labels)))
     if len(counts) == 0:
         raise DataError(
             "No pair has labels of two annotators, so there is no agreement to measure. Collect more labels."
         )
-    return float(_agreeing_shares(counts).mean())
+    return float(agreeing_shares(counts).mean())
 
 
 def krippendorff_alpha(labels: Iterable[Label], level: Literal["nominal", "ordinal"] = "nominal") -> float:
@@ -88,9 +89,9 @@ def krippendorff_alpha(labels: Iterable[Label], level: Literal["nominal", "ordin
     choices of such pairs are one category (alpha is then 0/0), for both_bad at the ordinal level, or when an annotator
     labelled a pair twice.
     """
-    counts = _compared_counts(_category_counts(choices_by_pair(labels)))
+    counts = compared_counts(category_counts(choices_by_pair(labels)))
     if level == "ordinal":
-        num_both_bad = int(counts[:, _CATEGORIES.index("both_bad")].sum())
+        num_both_bad = int(counts[:, CATEGORIES.index("both_bad")].sum())
         if num_both_bad:
             raise DataError(
                 f"{num_both_bad} labels are both_bad, which has no place between left and right. "
@@ -111,12 +112,11 @@ def agreement_report(labels: Iterable[Label], seed: int, *, num_resamples: int =
     The same seed gives the same intervals. Resamples in which a single category is left have no alpha and do not enter
     its interval. Raises DataError when an annotator labelled a pair twice, SettingsError for fewer than 100 resamples.
     """
-    if num_resamples < 100:
-        raise SettingsError(f"num_resamples is {num_resamples}; percentiles need at least 100.")
+    check_num_resamples(num_resamples)
     labels = list(labels)
     choices = choices_by_pair(labels)
-    counts = _category_counts(choices)
-    compared = _compared_counts(counts)
+    counts = category_counts(choices)
+    compared = compared_counts(counts)
     num_pairs, num_labels = int((counts.sum(axis=1) > 0).sum()), int(counts.sum())
     has_alpha = np.count_nonzero(compared.sum(axis=0)) > 1
     percent_interval, alpha_interval = _bootstrap_intervals(compared, seed=seed, num_resamples=num_resamples)
@@ -125,7 +125,7 @@ def agreement_report(labels: Iterable[Label], seed: int, *, num_resamples: int =
         num_compared_pairs=len(compared),
         num_labels=num_labels,
         annotators_per_pair=num_labels / num_pairs if num_pairs else None,
-        percent_agreement=float(_agreeing_shares(compared).mean()) if len(compared) else None,
+        percent_agreement=float(agreeing_shares(compared).mean()) if len(compared) else None,
         percent_agreement_ci95=percent_interval,
         krippendorff_alpha=krippendorff_alpha(labels) if has_alpha else None,
         krippendorff_alpha_ci95=alpha_interval,
@@ -133,21 +133,26 @@ def agreement_report(labels: Iterable[Label], seed: int, *, num_resamples: int =
     )
 
 
-def _category_counts(choices: Mapping[str, Mapping[str, Choice]]) -> NDArray[np.int64]:
+def check_num_resamples(num_resamples: int) -> None:
+    if num_resamples < 100:
+        raise SettingsError(f"num_resamples is {num_resamples}; percentiles need at least 100.")
+
+
+def category_counts(choices: Mapping[str, Mapping[str, Choice]]) -> NDArray[np.int64]:
     """How many annotators made each choice: [num_pairs, num_categories], without skips."""
-    counts = np.zeros((len(choices), len(_CATEGORIES)), dtype=np.int64)
+    counts = np.zeros((len(choices), len(CATEGORIES)), dtype=np.int64)
     for row, by_annotator in enumerate(choices.values()):
         for choice in by_annotator.values():
             if choice != "skip":
-                counts[row, _CATEGORIES.index(choice)] += 1
+                counts[row, CATEGORIES.index(choice)] += 1
     return counts
 
 
-def _compared_counts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def compared_counts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return counts[counts.sum(axis=1) >= 2]
 
 
-def _agreeing_shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def agreeing_shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Per pair, the share of annotator pairs with the same choice: [num_pairs]."""
     num_labels = counts.sum(axis=1)
     return np.true_divide((counts * (counts - 1)).sum(axis=1), num_labels * (num_labels - 1), dtype=np.float64)
@@ -161,18 +166,22 @@ def _bootstrap_intervals(
     Both are functions of sums over pairs, so a resample is a product of how often each pair was drawn with the
     pairs' summands, and no label is looked at again.
     """
-    num_pairs = len(counts)
+    summands = np.column_stack([agreeing_shares(counts), _alpha_summands(counts)])
+    sums = resampled_sums(summands, seed=seed, num_resamples=num_resamples)
+    return finite_interval95(sums[:, 0] / max(len(counts), 1)), finite_interval95(_nominal_alpha(sums[:, 1:]))
+
+
+def resampled_sums(summands: NDArray[np.float64], *, seed: int, num_resamples: int) -> NDArray[np.float64]:
+    """Sums over pairs drawn with replacement: [num_resamples, num_summands]; no rows with fewer than two pairs."""
+    num_pairs = len(summands)
     if num_pairs < 2:
-        return None, None
-    summands = np.column_stack([_agreeing_shares(counts), _alpha_summands(counts)])
+        return np.empty((0, summands.shape[1]))
     generator = np.random.default_rng(seed)
     sums = np.empty((num_resamples, summands.shape[1]))
     for resample in range(num_resamples):
         times_drawn = np.bincount(generator.integers(num_pairs, size=num_pairs), minlength=num_pairs)
         sums[resample] = times_drawn @ summands
-    alphas = _nominal_alpha(sums[:, 1:])
-    alphas = alphas[np.isfinite(alphas)]
-    return _interval95(sums[:, 0] / num_pairs), _interval95(alphas) if len(alphas) else None
+    return sums
 
 
 def _alpha_summands(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -194,7 +203,10 @@ def _nominal_alpha(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 - ratio
 
 
-def _interval95(statistics: NDArray[np.float64]) -> Interval:
+def finite_interval95(statistics: NDArray[np.float64]) -> Interval | None:
+    statistics = statistics[np.isfinite(statistics)]
+    if not len(statistics):
+        return None
     low, high = np.quantile(statistics, [0.025, 0.975])
     return float(low), float(high)
 

@@ -9,12 +9,13 @@ the lapse rate is the one of psychophysics, Wichmann and Hill (2001), "The psych
 
 import math
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from prefloop.collection.aggregation import check_unique
 from prefloop.errors import DataError, SettingsError
-from prefloop.records import Choice, Comparison, Completion, Label, PreferencePair, Prompt
+from prefloop.records import Choice, Comparison, Completion, Label, Prompt
 
 GoldScore = Callable[[Prompt, Completion], float]
 
@@ -99,8 +100,8 @@ def label_pairs(
     annotator's name and the pair alone: neither order nor subsets change a label. Raises DataError when two
     comparisons or two annotators share a name.
     """
-    _check_unique("pair_id", (comparison.pair_id for comparison in comparisons))
-    _check_unique("annotator name", (annotator.name for annotator in annotators))
+    check_unique("pair_id", (comparison.pair_id for comparison in comparisons))
+    check_unique("annotator name", (annotator.name for annotator in annotators))
     labels: list[Label] = []
     for comparison in comparisons:
         for annotator in annotators:
@@ -132,73 +133,6 @@ def left_as_displayed_share(labels: Iterable[Label], *, seed: int) -> dict[str, 
     return {annotator: num_left[annotator] / num for annotator, num in num_choices.items()}
 
 
-@dataclass(frozen=True)
-class Aggregation:
-    """Majority preferences, and how many comparisons gave none: evenly split, or without any label but skips."""
-
-    pairs: list[PreferencePair]
-    num_tied: int
-    num_unlabelled: int
-
-
-def aggregate(comparisons: Sequence[Comparison], labels: Iterable[Label]) -> Aggregation:
-    """One preference pair per comparison with a majority, in the order of the comparisons.
-
-    `labels` name the comparison's own sides, as `label_pairs` returns them. A tie (and "both bad", which prefers no
-    side either) gives half a vote to each side; skips do not count. `agreement` is the winner's share of the votes,
-    more than 0.5. Exact ties are dropped and counted. Raises DataError when a label has no comparison, or when an
-    annotator labelled a pair twice.
-    """
-    _check_unique("pair_id", (comparison.pair_id for comparison in comparisons))
-    choices = choices_by_pair(labels)
-    unknown = choices.keys() - {comparison.pair_id for comparison in comparisons}
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} labelled pairs are not among the {len(comparisons)} comparisons, for example "
-            f"{min(unknown)!r}. Give the comparisons that were labelled."
-        )
-    pairs: list[PreferencePair] = []
-    num_tied = num_unlabelled = 0
-    for comparison in comparisons:
-        votes = [choice for choice in choices.get(comparison.pair_id, {}).values() if choice != "skip"]
-        lead_of_left = votes.count("left") - votes.count("right")
-        if not votes:
-            num_unlabelled += 1
-        elif lead_of_left == 0:
-            num_tied += 1
-        else:
-            pairs.append(_preference(comparison, lead_of_left, num_votes=len(votes)))
-    return Aggregation(pairs, num_tied, num_unlabelled)
-
-
-def choices_by_pair(labels: Iterable[Label]) -> dict[str, dict[str, Choice]]:
-    """The labels as pair_id -> annotator -> choice. Raises DataError when an annotator labelled a pair twice."""
-    choices: defaultdict[str, dict[str, Choice]] = defaultdict(dict)
-    for label in labels:
-        if label.annotator in choices[label.pair_id]:
-            raise DataError(
-                f"Annotator {label.annotator!r} has two labels for pair {label.pair_id!r}. Keep one of them."
-            )
-        choices[label.pair_id][label.annotator] = label.choice
-    return dict(choices)
-
-
-def _preference(comparison: Comparison, lead_of_left: int, *, num_votes: int) -> PreferencePair:
-    chosen, rejected = comparison.left, comparison.right
-    if lead_of_left < 0:
-        chosen, rejected = rejected, chosen
-    # With half votes for ties, the winner has (votes + lead) / 2 of them.
-    return PreferencePair(
-        comparison.prompt,
-        chosen.text,
-        rejected.text,
-        agreement=(num_votes + abs(lead_of_left)) / (2 * num_votes),
-        num_annotators=num_votes,
-        chosen_ended=chosen.ended,
-        rejected_ended=rejected.ended,
-    )
-
-
 def _other_side(choice: Choice) -> Choice:
     if choice == "left":
         return "right"
@@ -215,9 +149,3 @@ def _sigmoid(logit: float) -> float:
     if logit >= 0:
         return 1.0 / (1.0 + math.exp(-logit))
     return math.exp(logit) / (1.0 + math.exp(logit))
-
-
-def _check_unique(what: str, names: Iterable[str]) -> None:
-    repeated = [name for name, num in Counter(names).items() if num > 1]
-    if repeated:
-        raise DataError(f"The {what} {repeated[0]!r} occurs more than once. Give each one a name of its own.")

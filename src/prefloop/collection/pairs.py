@@ -5,7 +5,7 @@ pair that says the same in other words costs a label and teaches nothing. The ch
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from typing import Any
 
 from prefloop.errors import DataError
@@ -26,9 +26,15 @@ def _neighbours(text: str) -> set[tuple[str, str]]:
     return set(pairwise(lines))
 
 
-def most_different(completions: Sequence[Completion]) -> tuple[Completion, Completion] | None:
-    """The two completions that differ most, in the order they were drawn; None when no two differ but for spaces."""
-    pairs = ((line_difference(one.text, other.text), one, other) for one, other in combinations(completions, 2))
+def most_different(
+    completions: Sequence[Completion], others: Sequence[Completion] | None = None
+) -> tuple[Completion, Completion] | None:
+    """The two completions that differ most, in the order they were drawn; None when no two differ but for spaces.
+
+    With `others`, one of the two is from `completions` and one from `others`.
+    """
+    candidates = combinations(completions, 2) if others is None else product(completions, others)
+    pairs = ((line_difference(one.text, other.text), one, other) for one, other in candidates)
     difference, one, other = max(pairs, key=lambda pair: pair[0], default=(0.0, None, None))
     return (one, other) if one is not None and other is not None and difference > 0.0 else None
 

@@ -30,8 +30,9 @@ from prefloop.runs.provenance import provenance
 from prefloop.runs.settings import to_yaml
 from prefloop.runs.stage_context import StageContext, parent_of
 from prefloop.runs.stage_settings import AnyStage, Pipeline, Recipe
-from prefloop.runs.stages_data import run_collect, run_label, run_prepare, run_world
+from prefloop.runs.stages_data import run_collect, run_prepare, run_world
 from prefloop.runs.stages_evaluate import run_evaluate_policies, run_evaluate_reward
+from prefloop.runs.stages_label import run_label
 from prefloop.runs.stages_train import run_dpo, run_ppo, run_reward_modelling, run_sft
 from prefloop.runs.summary import summarise
 

@@ -33,7 +33,7 @@ from prefloop.runs.stage_settings import (
     World,
 )
 
-MODELS = frozenset({"model", "policy", "reference", "reward_model", "policies"})
+MODELS = frozenset({"model", "policy", "other_policy", "reference", "reward_model", "reward_models", "policies"})
 """Settings that name models: of stages, of folders, or of the Hub."""
 FILES = frozenset(
     {"source", "train", "evaluate", "prompts", "evaluation_prompts", "comparisons", "pairs", "train_pairs", "test"}
@@ -162,9 +162,9 @@ def _fault(one: Reference, stages: Mapping[str, AnyStage], before: Mapping[str, 
 
 def _model_fault(one: Reference, stage: AnyStage) -> str | None:
     """Whether a policy is asked of a reward model, or the other way round."""
-    if isinstance(stage, RewardStage) and one.role in ("policy", "policies", "reference"):
+    if isinstance(stage, RewardStage) and one.role in ("policy", "other_policy", "policies", "reference"):
         return f"the stage {one.stage} trains a reward model, and a policy is a language model"
-    if not isinstance(stage, RewardStage) and one.role == "reward_model":
+    if not isinstance(stage, RewardStage) and one.role in ("reward_model", "reward_models"):
         return f"the stage {one.stage} trains a language model, and no reward model"
     return None
 

@@ -106,36 +106,57 @@ class Prepare(Stage):
 
 
 class Collect(Stage):
-    """Two completions per prompt, from one policy."""
+    """Two completions per prompt, from one policy or from two."""
 
     kind: Literal["collect"]
     policy: str
     """The model that answers."""
+    other_policy: str | None = None
+    """A second model: each pair then has one answer of either."""
     prompts: str
     """Prompts to answer."""
     num_pairs: int = Field(default=4000, gt=0)
     """Prompts asked; each gives one pair, or none when its answers are all equal."""
     candidates_per_prompt: int = Field(default=2, ge=2)
-    """Answers drawn per prompt; the two that differ most make the pair."""
+    """Answers drawn per prompt, half of them by each of two writers; the two that differ most make the pair."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Where an answer is cut."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling."""
+    other_temperature: float | None = Field(default=None, gt=0)
+    """Of the second answer's sampling, where it differs: one model at two settings, or each of two at its own."""
+    reward_models: tuple[str, ...] = ()
+    """Score the answers: one gives each pair its margin, several their disagreement too, to order the queue by."""
     batch_size: int = Field(default=256, gt=0)
     """Answers decoded together."""
 
+    @property
+    def has_two_writers(self) -> bool:
+        return self.other_policy is not None or self.other_temperature is not None
+
 
 class Label(Stage):
-    """Simulated annotators choose between the two completions of every pair.
+    """Annotators choose between the two completions of every pair.
 
-    They are three characters who know the tutorials world's rubric.
+    Simulated ones are three characters who know the tutorials world's rubric: in this process, or over HTTP through the
+    very server that people use. People do it in the browser.
     """
 
     kind: Literal["label"]
     comparisons: str
     """Pairs to label."""
+    by: Literal["simulated", "simulated_over_http", "people"] = "simulated"
+    """Who chooses."""
     slope: float = Field(default=3.0, gt=0)
-    """How sharply a difference in gold score decides: the slope of Bradley-Terry noise."""
+    """How sharply a difference in gold score decides: the slope of Bradley-Terry noise. Simulated annotators only."""
+    annotators_per_pair: int = Field(default=1, ge=1)
+    """How many people choose between the answers of each pair. People only; of simulated annotators all three do."""
+    enough_pairs: int = Field(default=20, ge=1)
+    """Labelled pairs after which the run goes on. People only."""
+    guidelines: str = ""
+    """Shown beside the pairs. People only."""
+    aggregation: Literal["majority", "dawid_skene"] = "majority"
+    """How several people's choices make one preference."""
 
 
 class Judge(Settings):

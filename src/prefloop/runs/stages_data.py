@@ -1,29 +1,32 @@
-"""The stages that make data: the embedded world, reading a data set, collecting pairs, labelling them."""
+"""The stages that make data: the embedded world, reading a data set, collecting pairs."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from prefloop.collection.agreement import AgreementReport, agreement_report
-from prefloop.collection.annotators import aggregate, cast, label_pairs, left_as_displayed_share
 from prefloop.collection.pairs import (
     comparison_from_row,
     comparison_to_row,
-    label_rows,
     most_different,
 )
 from prefloop.contracts import Sampling
+from prefloop.data.chat_format import ChatFormat
 from prefloop.data.sources import ReadResult, read_records, record_to_row
 from prefloop.data.splits import leakage, split_by_prompt
 from prefloop.errors import DataError, NothingUsableError
 from prefloop.randomness import batch_indices, derived_seed, python_random
 from prefloop.records import Comparison, Completion, Prompt
 from prefloop.rollouts.generate import PolicyGenerator
-from prefloop.runs.stage_context import StageContext, read_policy
-from prefloop.runs.stage_settings import Collect, Label, Prepare, World
+from prefloop.rollouts.rewards import ModelReward
+from prefloop.runs.folder import RunFolder
+from prefloop.runs.stage_context import StageContext, read_policy, read_reward_model
+from prefloop.runs.stage_settings import Collect, Prepare, World
 from prefloop.worlds import tutorials
 
 
@@ -80,24 +83,47 @@ def _read(settings: Prepare, source: str, split: str | None) -> ReadResult:
     return read_records(source, kind=settings.records, columns=settings.columns, split=split, limit=settings.limit)
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """Who answers: a model at its settings. `facts` are kept with every pair, under the writer's name."""
+
+    name: str
+    generator: PolicyGenerator
+    sampling: Sampling
+    num_candidates: int
+    facts: dict[str, Any]
+
+    def answers(self, prompts: list[Prompt], *, seed: int, start: int, side: int) -> list[list[Completion]]:
+        """For each prompt its candidates. The draws depend on the seed, the place of the first prompt and the side."""
+        num = self.num_candidates
+        ids = [self.generator.chat_format.prompt_ids(prompt) for prompt in prompts for _ in range(num)]
+        random = torch.Generator().manual_seed(derived_seed(seed, "collect" if side == 0 else "collect other", start))
+        found = self.generator.generate(ids, sampling=self.sampling, random=random)
+        # No data file may hold a NUL character, which a model of bytes can write.
+        named = [replace(one, source=self.name) for one in found]
+        return [[one for one in named[at : at + num] if "\0" not in one.text] for at in range(0, len(named), num)]
+
+
 def run_collect(settings: Collect, context: StageContext) -> None:
     """Writes comparisons.jsonl. Prompts are walked through in a new order again and again."""
-    policy, chat_format = read_policy(context.resolve(settings.policy), precision=context.precision)
+    writers = _writers(settings, context)
+    score = _reward_models(settings, context, writers[0].generator.chat_format)
     prompts = context.read(settings.prompts, "prompts").records
-    generator = PolicyGenerator(policy, chat_format, batch_size=settings.batch_size)
-    sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature)
     rows = batch_indices(context.seed, "collected prompts", 0, length=len(prompts), batch_size=settings.num_pairs)
     chunk = max(1, 4 * settings.batch_size // settings.candidates_per_prompt)
     comparisons: list[Comparison] = []
     with context.progress.stage(context.name, len(rows), headline=("pairs", "left_out")):
         for start in range(0, len(rows), chunk):
             asked = [prompts[row] for row in rows[start : start + chunk]]
-            answers = _answers(generator, asked, settings, sampling, context.seed, start)
-            for number, (prompt, candidates) in enumerate(zip(asked, answers, strict=True), start=start):
-                # No data file may hold a NUL character, which a model of bytes can write.
-                pair = most_different([one for one in candidates if "\0" not in one.text])
+            found = [
+                writer.answers(asked, seed=context.seed, start=start, side=side) for side, writer in enumerate(writers)
+            ]
+            made = []
+            for number, (prompt, *candidates) in enumerate(zip(asked, *found, strict=True), start=start):
+                pair = most_different(*candidates)
                 if pair is not None:
-                    comparisons.append(_comparison(context, settings, number, prompt, pair))
+                    made.append(_comparison(f"{context.name}-{number:06d}", prompt, pair, writers, context.seed))
+            comparisons += score(made)
             done = min(start + chunk, len(rows))
             context.progress.update(done, {"pairs": len(comparisons), "left_out": done - len(comparisons)})
     if not comparisons:
@@ -111,68 +137,83 @@ def run_collect(settings: Collect, context: StageContext) -> None:
     )
 
 
-def _answers(
-    generator: PolicyGenerator,
-    prompts: list[Prompt],
-    settings: Collect,
-    sampling: Sampling,
-    seed: int,
-    start: int,
-) -> list[list[Completion]]:
-    """For each prompt its candidates."""
-    num = settings.candidates_per_prompt
-    ids = [generator.chat_format.prompt_ids(prompt) for prompt in prompts for _ in range(num)]
-    random = torch.Generator().manual_seed(derived_seed(seed, "collect", start))
-    completions = generator.generate(ids, sampling=sampling, random=random)
-    return [completions[at : at + num] for at in range(0, len(completions), num)]
+def _writers(settings: Collect, context: StageContext) -> list[_Writer]:
+    """The one who writes all answers, or the two who write one answer of each pair."""
+    policies = [(settings.policy, settings.temperature)]
+    if settings.has_two_writers:
+        policies.append((settings.other_policy or settings.policy, settings.other_temperature or settings.temperature))
+    num_candidates = settings.candidates_per_prompt // len(policies)
+    writers: list[_Writer] = []
+    for name, temperature in policies:
+        folder = context.resolve(name)
+        policy, chat_format = read_policy(folder, precision=context.precision)
+        generator = PolicyGenerator(policy, chat_format, batch_size=settings.batch_size)
+        facts = {
+            "policy": name,
+            "checkpoint": folder,
+            "run": _run_id(Path(folder)),
+            "temperature": temperature,
+            "max_new_tokens": settings.max_new_tokens,
+            "candidates": num_candidates,
+            "seed": context.seed,
+        }
+        same_model = settings.has_two_writers and settings.other_policy in (None, settings.policy)
+        shown = f"{name} at temperature {temperature:g}" if same_model else name
+        sampling = Sampling(settings.max_new_tokens, temperature=temperature)
+        writers.append(_Writer(shown, generator, sampling, num_candidates, facts))
+    return writers
+
+
+def _run_id(checkpoint: Path) -> str | None:
+    """The run that a model of ours comes from; None for a model from elsewhere."""
+    for folder in (checkpoint, *checkpoint.parents[:2]):
+        if (folder / "run.json").is_file():
+            return RunFolder(folder).run_id
+    return None
 
 
 def _comparison(
-    context: StageContext, settings: Collect, number: int, prompt: Prompt, pair: tuple[Completion, Completion]
+    pair_id: str, prompt: Prompt, pair: tuple[Completion, Completion], writers: list[_Writer], seed: int
 ) -> Comparison:
-    source = {
-        "policy": settings.policy,
-        "temperature": settings.temperature,
-        "candidates": settings.candidates_per_prompt,
-        "seed": context.seed,
-    }
-    return Comparison(f"{context.name}-{number:06d}", prompt, *pair, details=source)
+    """Which of two writers is called left is drawn: agreement would look worse than it is if it were always one."""
+    sources = {writer.name: writer.facts for writer in writers}
+    comparison = Comparison(pair_id, prompt, *pair, details={"sources": sources})
+    swaps = len(writers) > 1 and python_random(seed, f"sides of {pair_id}").random() < 0.5
+    return comparison.swap() if swaps else comparison
+
+
+def _reward_models(
+    settings: Collect, context: StageContext, policy_format: ChatFormat
+) -> Callable[[list[Comparison]], list[Comparison]]:
+    """What adds margins (score of left minus score of right) to pairs, and the spread of several models' margins."""
+    models = [
+        ModelReward(*read_reward_model(context.resolve(name), precision=context.precision), policy_format=policy_format)
+        for name in settings.reward_models
+    ]
+
+    def scored(comparisons: list[Comparison]) -> list[Comparison]:
+        if not models or not comparisons:
+            return comparisons
+        prompts = [one.prompt for one in comparisons]
+        margins = np.array(
+            [
+                np.subtract(
+                    model.score(prompts, [one.left for one in comparisons]),
+                    model.score(prompts, [one.right for one in comparisons]),
+                )
+                for model in models
+            ]
+        )
+        measured = zip(comparisons, margins.mean(axis=0).tolist(), margins.std(axis=0).tolist(), strict=True)
+        return [
+            replace(one, details={**one.details, "margin": margin, "disagreement": spread if len(models) > 1 else None})
+            for one, margin, spread in measured
+        ]
+
+    return scored
 
 
 def read_comparisons(path: str) -> list[Comparison]:
     """The comparisons of a file that `run_collect` wrote."""
     with Path(path).open(encoding="utf-8") as lines:
         return [comparison_from_row(json.loads(line)) for line in lines if line.strip()]
-
-
-def run_label(settings: Label, context: StageContext) -> None:
-    """Writes labels.jsonl, preferences.jsonl and agreement.json."""
-    comparisons = read_comparisons(context.resolve(settings.comparisons))
-    annotators = cast(tutorials.gold_score, slope=settings.slope)
-    labels = label_pairs(comparisons, annotators, seed=context.seed)
-    aggregation = aggregate(comparisons, labels)
-    report = agreement_report(labels, seed=context.seed)
-    context.write_rows("labels.jsonl", label_rows(labels))
-    context.write_rows("preferences.jsonl", map(record_to_row, aggregation.pairs))
-    figures = {
-        **asdict(report),
-        "num_tied": aggregation.num_tied,
-        "num_preferences": len(aggregation.pairs),
-        "left_as_displayed_share": left_as_displayed_share(labels, seed=context.seed),
-    }
-    context.write_json("agreement.json", figures)
-    names = ", ".join(one.name for one in annotators)
-    context.progress.note(
-        f"  {report.num_labels:,} choices on {report.num_pairs:,} pairs by {names}; {_agreement_text(report)}"
-    )
-
-
-def _agreement_text(report: AgreementReport) -> str:
-    """Agreement in words; a figure that does not exist (alpha of choices that are all the same) is left out."""
-    parts = [f"they agree {report.percent_agreement:.1%}" if report.percent_agreement is not None else ""]
-    if report.percent_agreement_ci95 is not None:
-        low, high = report.percent_agreement_ci95
-        parts[0] += f" [{low:.1%}, {high:.1%}]"
-    if report.krippendorff_alpha is not None:
-        parts.append(f"alpha {report.krippendorff_alpha:.2f}")
-    return ", ".join(part for part in parts if part)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def _dataset(folder: Path, rounds: list[str], seed: int) -> dict[str, Any]:
     for number, name in enumerate(rounds, start=1):
         with (folder / name / "labels.jsonl").open(encoding="utf-8") as lines:
             labels = [Label(**json.loads(line)) for line in lines]
-        everything += labels
+        # Rounds may ask about the same pair; to agreement these are two pairs.
+        everything += [replace(one, pair_id=f"{name}/{one.pair_id}") for one in labels]
         figures.append({"round": number, "stage": name, **_agreement(labels, seed)})
     return {**_agreement(everything, seed), "rounds": figures}
 

@@ -1,0 +1,5 @@
+"""Tests of the store run on both databases."""
+
+from databases import postgresql_server, store_location
+
+__all__ = ["postgresql_server", "store_location"]
