@@ -1,7 +1,10 @@
-"""A pipeline's folder and a single run's folder as training leaves them."""
+"""A pipeline's folder and a single run's folder as training leaves them; a browser for the label pages."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from report_examples import SUMMARY, ppo_rows, write_stage
@@ -9,6 +12,23 @@ from report_examples import SUMMARY, ppo_rows, write_stage
 from prefloop.contracts import Sample
 from prefloop.records import Message
 from prefloop.runs.folder import Parent
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="module")
+def chromium() -> "Iterator[Browser]":
+    """A browser without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

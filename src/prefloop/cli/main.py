@@ -13,10 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from prefloop import __version__
-from prefloop.cli import chat, data, doctor, evaluate, quickstart, report, run, score, train
+from prefloop.cli import chat, collect, data, doctor, evaluate, label, quickstart, report, run, score, train
 from prefloop.errors import PrefloopError
 
-VERBS = (quickstart, doctor, data, train, run, evaluate, score, chat, report)
+VERBS = (quickstart, doctor, data, collect, train, run, evaluate, score, chat, report)
 
 app = typer.Typer(
     name="prefloop",
@@ -97,6 +97,9 @@ def _stop(message: str, exit_code: int) -> NoReturn:
 
 for verb in VERBS:
     app.command(name=verb.__name__.rpartition(".")[2])(reporting_errors(verb.command))
+for name, subverb in label.SUBVERBS.items():
+    label.app.command(name=name)(reporting_errors(subverb))
+app.add_typer(label.app, name="label")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,51 @@ def calibration_chart(bins: Sequence[tuple[float, float, float]], *, chart_id: s
         return _inline(figure, label=f"Calibration of the reward model. {told}.", chart_id=chart_id)
 
 
+def bar_chart(shares: Sequence[tuple[str, float]], *, label: str, chart_id: str, x_label: str) -> Markup:
+    """Shares in [0, 1] as bars, one row each from top to bottom, each with its figure."""
+    with _figure(width=350, height=45 + 30 * len(shares)) as figure:
+        axes = figure.add_subplot()
+        axes.barh(range(len(shares)), [share for _, share in shares], height=0.62, color=SERIES_1)
+        beside = axes.get_yaxis_transform()  # x counts the width of the axes, y the rows
+        for row, (_, share) in enumerate(shares):
+            axes.text(1.02, row, _percent(share), va="center", fontweight="bold", transform=beside)
+        axes.set_yticks(range(len(shares)), [_shortened(name, 22) for name, _ in shares], color=INK)
+        axes.set_ylim(len(shares) - 0.4, -0.6)
+        axes.set_xlim(0, max([0.05, *(share for _, share in shares)]))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent_tick))
+        axes.set_xlabel(x_label)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(length=0)
+        told = "; ".join(f"{name} {_percent(share)}" for name, share in shares)
+        return _inline(figure, label=f"{label}: {told}.", chart_id=chart_id)
+
+
+def histogram_chart(
+    edges: Sequence[float],
+    series: Sequence[tuple[str, Sequence[int]]],
+    *,
+    label: str,
+    chart_id: str,
+    x_label: str,
+    y_label: str,
+) -> Markup:
+    """Counts in bins as outlines, at most two series over one another; `edges` are one more than the bins."""
+    with _figure(width=380, height=230) as figure:
+        axes = figure.add_subplot()
+        for (name, counts), colour, dashes in zip(series, (SERIES_1, SERIES_2), ("solid", (0, (4, 2))), strict=False):
+            axes.stairs(counts, edges, color=colour, linewidth=1.8, linestyle=dashes, label=name)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.margins(x=0.02)
+        axes.tick_params(length=0)
+        axes.legend(loc="best", fontsize=11, labelcolor=MUTED, handlelength=1.8)
+        told = "; ".join(f"{name} {sum(counts)} from {edges[0]:.3g} to {edges[-1]:.3g}" for name, counts in series)
+        return _inline(figure, label=f"{label} in {x_label}: {told}.", chart_id=chart_id)
+
+
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     for curve, colour in zip(panel.curves, (SERIES_1, SERIES_2), strict=False):
         x, y = _thinned(curve.x, curve.y)
