@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test stress check format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,15 +23,18 @@ demo: $(STAMP)  ## the whole loop on the embedded world: prefloop quickstart
 test: $(STAMP)  ## all tests; warnings are errors
 	$(BIN)/python -m pytest
 
+stress: $(STAMP)  ## 50 clients label while the server is killed 50 times: SQLite, PostgreSQL
+	$(BIN)/python -m stress.label_server
+
 check: $(STAMP)  ## format, lint, types, floors, names
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests stress
+	$(BIN)/ruff check src tests stress
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 format: $(STAMP)  ## rewrite the code in the house's format
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests stress
+	$(BIN)/ruff check --fix src tests stress
 
 clean:  ## remove the virtual environment, caches and runs
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache runs
