@@ -219,8 +219,8 @@ def export(
     ties: Annotated[str, typer.Option(help="half (half a vote to each side) or drop.")] = "half",
     both_bad: Annotated[str, typer.Option(help="tie (counts as one) or drop.")] = "tie",
     min_annotators: Annotated[int, typer.Option(help="Votes that a pair needs.")] = 1,
-    validation_share: Annotated[float, typer.Option(help="Share of the prompts.")] = 0.05,
-    test_share: Annotated[float, typer.Option(help="Share of the prompts.")] = 0.05,
+    validation_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the prompts.")] = 0.05,
+    test_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the prompts.")] = 0.05,
     gold: Annotated[bool, typer.Option("--gold", help="Gold pairs too.")] = False,
     names: Annotated[bool, typer.Option("--names", help="People's names instead of pseudonyms.")] = False,
     rationales: Annotated[bool, typer.Option("--rationales", help="What people wrote, too.")] = False,
@@ -233,6 +233,7 @@ def export(
     from prefloop.collection.store import open_store
     from prefloop.data.label_exports import export_preferences
 
+    shares = {"train": 1 - validation_share - test_share, "validation": validation_share, "test": test_share}
     with open_store(store, must_exist=True) as project:
         report = export_preferences(
             project.pairs(),
@@ -241,7 +242,7 @@ def export(
             aggregation=aggregation,  # type: ignore[arg-type]  # checked there
             ties=ties,  # type: ignore[arg-type]
             both_bad=both_bad,  # type: ignore[arg-type]
-            shares={"train": 1 - validation_share - test_share, "validation": validation_share, "test": test_share},
+            shares={part: share for part, share in shares.items() if share > 0},
             min_annotators=min_annotators,
             seed=seed,
             settings=project.settings,
