@@ -276,8 +276,7 @@ def _add_labelling(app: FastAPI, gate: Gate) -> None:
         submission = Submission.model_construct(**asked.model_dump(exclude={"num_next"}))
         with _content_checked():
             check_submission(submission)
-        receipt = store.submit(person.name, submission)
-        tasks = store.next_tasks(person.name, num=asked.num_next) if asked.num_next else []
+        receipt, tasks = store.submit_and_next(person.name, submission, num_next=asked.num_next)
         return _answer(store, person, receipt=_receipt(receipt), tasks=_for_page(tasks))
 
     @app.post("/api/undo")
