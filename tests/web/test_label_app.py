@@ -253,7 +253,7 @@ def test_an_error_in_the_server_shows_no_traceback_and_logs_no_text(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("private words of a rationale")
 
-    monkeypatch.setattr(store, "submit", fail)
+    monkeypatch.setattr(store, "submit_and_next", fail)
     with caplog.at_level(logging.DEBUG):
         answer = client.post("/api/labels", json=label_of({"task_id": "some task"}, rationale="private words"))
     assert refusal(answer) == (500, "internal")
@@ -272,7 +272,7 @@ def test_a_store_that_fails_is_no_fault_of_the_client(
         raise DataError("The label store /secret/place cannot be written: disk full.")
 
     (task,) = tasks_of(client)
-    monkeypatch.setattr(store, "submit", fail)
+    monkeypatch.setattr(store, "submit_and_next", fail)
     answer = client.post("/api/labels", json=label_of(task))
     assert refusal(answer) == (503, "store")
     assert "secret" not in answer.text + caplog.text

@@ -16,7 +16,7 @@ from prefloop.collection.store import LabelStore
 from prefloop.records import Comparison, Completion, Message
 from prefloop.web.label_server import running_server
 
-PATIENCE_MILLISECONDS = 10_000
+PATIENCE_MILLISECONDS = 20_000
 
 
 @dataclass
@@ -92,6 +92,7 @@ def test_ten_of_ten_are_stored_as_clicked(desk: Desk) -> None:
     desk.press("ArrowRight", "right")
     before = desk.shown()
     desk.press("2", "right")
+    desk.wait_for_state("Saved")
     desk.page.keyboard.press("u")
     expect(desk.page.locator("#right")).to_have_class(re.compile("was-chosen"))
     assert desk.shown() == before

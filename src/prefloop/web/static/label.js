@@ -287,7 +287,10 @@ function watch() {
     if (document.hidden) return;
     // The person may have signed in again in another tab.
     const wasSignedOut = stopped === "signed-out";
-    if (wasSignedOut) stopped = null;
+    if (wasSignedOut) {
+      stopped = null;
+      showState();
+    }
     if (wasSignedOut || isOffline || numWaiting()) tryAgain();
   });
   for (const kind of ["pointerdown", "keydown", "wheel", "touchmove"]) {
