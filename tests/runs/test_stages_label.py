@@ -190,6 +190,25 @@ def test_pairs_of_two_runs_meet_in_one_project(tmp_path: Path) -> None:
         assert store.add_pairs(first).num_known == len(first)
 
 
+def test_pairs_with_an_empty_answer_are_not_shown_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tutorials()
+    kept = {name: recipe["stages"][name] for name in ("world", "sft", "pairs")}
+    whole = recipe | {"stages": kept, "next_commands": []}
+    run_pipeline(pipeline_of(whole), tmp_path / "pairs", progress=Progress(quiet=True), resume_command="again")
+    found = rows(tmp_path / "pairs" / "pairs" / "comparisons.jsonl")
+    found[0]["left"]["text"] = " "
+    file = tmp_path / "pairs" / "pairs" / "comparisons.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    assert len(stored_pairs(tmp_path / "pairs" / "pairs")) == len(found) - 1
+    labels = {"kind": "label", "comparisons": str(file), "by": "simulated_over_http"}
+    only = {"name": "only", "stages": {"labels": labels}}
+    run_pipeline(pipeline_of(only), tmp_path / "labels", progress=Progress(), resume_command="again")
+    assert "1 pairs with an empty answer are not shown" in capsys.readouterr().err
+    assert len(rows(tmp_path / "labels" / "labels" / "labels.jsonl")) == 3 * (len(found) - 1)
+
+
 def test_a_store_with_other_pairs_under_the_same_names_is_not_mixed_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from prefloop.records import Label as LabelRecord
 from prefloop.runs.stage_context import StageContext
 from prefloop.runs.stage_settings import Label
 from prefloop.runs.stages_data import read_comparisons
+from prefloop.runs.stored_pairs import showable
 from prefloop.worlds import tutorials
 
 START_SECONDS = 30.0
@@ -45,6 +46,10 @@ def run_label(settings: Label, context: StageContext) -> None:
         labels = label_pairs(comparisons, cast(tutorials.gold_score, slope=settings.slope), seed=context.seed)
         left_share = left_as_displayed_share(labels, seed=context.seed)
     else:
+        num_read = len(comparisons)
+        comparisons = showable(comparisons)
+        if len(comparisons) < num_read:
+            context.progress.note(f"  {num_read - len(comparisons):,} pairs with an empty answer are not shown")
         by_server = _labels_over_http if settings.by == "simulated_over_http" else _labels_by_people
         events = by_server(settings, context, comparisons)
         labels = [LabelRecord(one.pair_id, one.annotator, one.choice) for one in events if one.choice is not None]
