@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test stress check format clean
+.PHONY: help setup demo test stress check format docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,14 +27,17 @@ stress: $(STAMP)  ## 50 clients label while the server is killed 50 times: SQLit
 	$(BIN)/python -m stress.label_server
 
 check: $(STAMP)  ## format, lint, types, floors, names
-	$(BIN)/ruff format --check src tests stress
-	$(BIN)/ruff check src tests stress
+	$(BIN)/ruff format --check src tests stress docs notebooks
+	$(BIN)/ruff check src tests stress docs notebooks
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 format: $(STAMP)  ## rewrite the code in the house's format
-	$(BIN)/ruff format src tests stress
-	$(BIN)/ruff check --fix src tests stress
+	$(BIN)/ruff format src tests stress docs notebooks
+	$(BIN)/ruff check --fix src tests stress docs notebooks
 
-clean:  ## remove the virtual environment, caches and runs
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache runs
+docs: $(STAMP)  ## the documentation as a site in site/, which opens offline
+	$(BIN)/mkdocs build --quiet
+
+clean:  ## remove the virtual environment, caches, the site and runs
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache site runs

@@ -94,7 +94,7 @@ def _type(one: SettingDescription) -> str:
     """A type as a person reads it: a group by what it is, the stages by where they are listed."""
     if one.key in ("stage", "stages"):
         return "the stages below, by name" if one.key == "stages" else "one training stage"
-    readable = re.sub(r"\b(FromScratch|Lora|Judge|Config)\b", "group", one.type)
+    readable = re.sub(r"\b(FromScratch|RewardFromScratch|Lora|Judge|PostFilters|PairRules|Config)\b", "group", one.type)
     readable = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", readable)
     readable = re.sub(r"dict\[str, (\w+)\]", r"names to \1", readable)
     return _cell(readable.replace("tuple[float, float]", "two floats"))

@@ -2,16 +2,16 @@
 
 import importlib.util
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import typer
 
+from documented_commands import FENCE, PAGE_NAMES, PAGES, ROOT, Command, commands, text_of
 from prefloop.algorithms import ALGORITHMS
 from prefloop.batches import TokenGroup
 from prefloop.cli.main import app
@@ -22,47 +22,10 @@ from prefloop.runs.plan import check, references
 from prefloop.runs.settings import load_yaml, merge, parse_overrides, validate
 from prefloop.runs.stage_settings import Pipeline, Recipe
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "prefloop"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SET_UP_FILES = [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "constraints.txt"]
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-SPAN = re.compile(r"`([^`\n]+)`")
-
-
-def text_of(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
-
-
 # Commands
-
-
-class Command(NamedTuple):
-    """A command as a page writes it."""
-
-    page: str
-    words: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.page}: {shlex.join(self.words)}"
-
-
-def commands(program: str) -> list[Command]:
-    """What the pages tell a reader to type: lines of code blocks, and code spans."""
-    found: dict[Command, None] = {}
-    for page in PAGE_NAMES:
-        text = text_of(page)
-        blocks = [line.strip() for _, body in FENCE.findall(text) for line in body.splitlines()]
-        spans = SPAN.findall(FENCE.sub("", text))
-        for line in [*blocks, *spans]:
-            if line == program or line.startswith(f"{program} "):
-                words = tuple(shlex.split(line, comments=True)[1:])
-                # By itself the word is the program's name.
-                if words:
-                    found[Command(page, words)] = None
-    return list(found)
 
 
 ROOT_COMMAND: Any = typer.main.get_command(app)

@@ -1,6 +1,7 @@
 """Recipes that run in seconds: every kind of stage, a model of a few thousand weights, two or three steps each."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,52 @@ def sst2_folder(folder: Path) -> Path:
         with opened(folder / name, "wt", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
     return folder
+
+
+def tiny_gpt2(folder: Path) -> Path:
+    """A random GPT-2 of 160 positions with a byte-level tokenizer that has no template and no padding token."""
+    from prefloop.models.from_scratch import new_model, train_tokenizer
+
+    texts = [f"{question} {answer}" for question, answer in QUESTIONS.items()] * 3
+    tokenizer = train_tokenizer([f"Human: {text}\n\nAssistant:" for text in texts], vocabulary_size=400)
+    model = new_model("gpt2", tokenizer, hidden_size=16, num_layers=1, num_heads=2, max_length=160, seed=1)
+    tokenizer.chat_template = None
+    tokenizer.pad_token = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+QUESTIONS = {
+    "Name a red fruit.": "A cherry is red.",
+    "Name a yellow fruit.": "A lemon is yellow.",
+    "Name an animal that barks.": "A dog barks.",
+    "Name an animal that can fly.": "An owl can fly.",
+    "Which tool cuts paper?": "Scissors cut paper.",
+    "Which tool drives nails?": "A hammer drives nails.",
+}
+"""What the toy data sets of instructions ask, and how it is answered."""
+
+
+def instructions_file(path: Path, *, num_rows: int) -> Path:
+    """JSONL of instructions with their inputs and outputs, every row of its own."""
+    questions = list(QUESTIONS.items())
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_rows):
+            question, answer = questions[number % len(questions)]
+            given = f"Case {number}" if number % 2 else ""
+            asked = question if number % 2 else f"Case {number}. {question}"
+            file.write(json.dumps({"instruction": asked, "input": given, "output": answer}) + "\n")
+    return path
+
+
+def dialogues_file(path: Path, *, num_rows: int) -> Path:
+    """JSONL of whole dialogues that part at their last answer: chosen is to the point, rejected shrugs."""
+    questions = list(QUESTIONS.items())
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_rows):
+            question, answer = questions[number % len(questions)]
+            shared = f"\n\nHuman: Hello, I am number {number}.\n\nAssistant: Hi.\n\nHuman: {question}\n\nAssistant:"
+            row = {"chosen": f"{shared} {answer}", "rejected": f"{shared} I do not know about that."}
+            file.write(json.dumps(row) + "\n")
+    return path

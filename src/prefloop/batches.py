@@ -1,4 +1,4 @@
-"""Frozen tensor records: the packed batch, the one layout that trains. Shapes are checked when a record is made.
+"""Frozen tensor records: the packed batch, and the padded one that encoders read. Shapes are checked when one is made.
 
 A packed batch is one row of tokens made of *groups*. A group is a prompt followed by its responses (one for SFT and
 PPO, two for a preference pair, any number for several samples). Each response attends to the prompt and to itself,
@@ -9,10 +9,14 @@ Axes: `token` is a place in the row, `target` a response token that is learned f
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
+
+BatchLayout = Literal["packed", "padded"]
+"""How a model wants its sequences: decoders as one packed row, encoders as padded rows."""
 
 
 @dataclass(frozen=True)
@@ -130,3 +134,30 @@ class PackedBatch:
             self.last_index.to(device),
             self.num_tokens,
         )
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """One sequence per row, padded at the end: what encoders read. Rows are responses, in the order of their groups.
+
+    tokens            the tokens; 0 where there is none
+    is_token          False on padding
+    is_second_text    True on the response (its closing token included) where the row holds a prompt before it
+    """
+
+    tokens: Int[Tensor, "response place"]
+    is_token: Bool[Tensor, "response place"]
+    is_second_text: Bool[Tensor, "response place"]
+
+    def __post_init__(self) -> None:
+        if not (self.tokens.shape == self.is_token.shape == self.is_second_text.shape):
+            raise ValueError("the parts of a padded batch differ in shape")
+
+    @property
+    def num_responses(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device) -> "PaddedBatch":
+        if self.tokens.device == device:
+            return self
+        return PaddedBatch(self.tokens.to(device), self.is_token.to(device), self.is_second_text.to(device))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from prefloop.batches import BatchLayout
+
 
 class Settings(BaseModel):
     """A frozen group of settings. An unknown key is an error, and the docstring below a field is its help text."""
@@ -77,6 +79,28 @@ class TrainedModel(Protocol):
     """A model that can be written in the Hugging Face layout."""
 
     def save(self, folder: "Path") -> None: ...
+
+
+class RewardModel(TrainedModel, Protocol):
+    """A network with one output per response. It reads batches in the layout that it names.
+
+    `max_length` is the most tokens of a prompt with its response that it has positions for, where it says so.
+    """
+
+    layout: ClassVar["BatchLayout"]
+
+    @property
+    def device(self) -> "torch.device": ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def max_length(self) -> int | None: ...
+    def parameters(self) -> "dict[str, torch.nn.Parameter]": ...
+    def hidden(self, batch: Any) -> "torch.Tensor": ...
+    def at_ends(
+        self, batch: Any, *, head_dropout: float = 0.0, hidden: "torch.Tensor | None" = None
+    ) -> "torch.Tensor": ...
+    def freeze(self) -> None: ...
 
 
 class Algorithm(Protocol):

@@ -22,6 +22,8 @@ from prefloop.algorithms.sft import SFT
 from prefloop.batches import TokenGroup
 from prefloop.contracts import Settings
 from prefloop.models.backbone import Backbone
+from prefloop.models.encoder_rewards import EncoderRewardModel
+from prefloop.models.from_scratch import new_encoder, train_encoder_tokenizer
 from prefloop.models.policy import Policy
 from prefloop.models.scalar_heads import ScalarModel
 from prefloop.rollouts.rewards import ModelReward, ShuffledReward
@@ -86,6 +88,14 @@ def _reward_modelling(seed: int, folder: Path) -> RewardModelling:
     groups, shares = oracle.pairs(oracle.rewards(1), torch.ones(400), count=64, seed=1)
     config = reward_modelling.Config(batch_size=8, num_epochs=1.0, head_dropout=0.3)
     return RewardModelling(oracle.new_critic(seed), groups, shares, config=config, seed=seed)
+
+
+def _encoder_reward_modelling(seed: int, folder: Path) -> RewardModelling:
+    tokenizer = train_encoder_tokenizer(["one two"], "bert", vocabulary_size=270, max_length=32)
+    model = new_encoder("bert", tokenizer, hidden_size=16, num_layers=1, num_heads=2, max_length=32, seed=seed)
+    groups, shares = oracle.pairs(oracle.rewards(1), torch.ones(400), count=64, seed=1)
+    config = reward_modelling.Config(batch_size=8, num_epochs=1.0, head_dropout=0.3)
+    return RewardModelling(EncoderRewardModel(model, tokenizer), groups, shares, config=config, seed=seed)
 
 
 PPO_SETTINGS: dict[str, Any] = {
@@ -154,6 +164,7 @@ MAKERS: dict[str, Callable[[int, Path], Any]] = {
     "sft": _sft,
     "dpo": _dpo,
     "reward_modelling": _reward_modelling,
+    "reward_modelling, an encoder": _encoder_reward_modelling,
     "ppo": _ppo,
     "ppo, four roles on one backbone": _shared_ppo,
 }

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from command_line import Prefloop, Whole
 
-from prefloop.cli.chat import HELP
+from prefloop.cli.conversation import HELP
+from prefloop.rollouts.streamed_text import StreamedText
 from toy_recipes import tiny_llama
 
 TYPED = "How do I tie a knot?\n/set temperature 0\n/set nonsense\n/set length 0\n/odd\n\n/reset\n/help\nHow?\nHow?\n"
@@ -67,3 +69,34 @@ def test_what_cannot_be_talked_to_says_what_can(whole: Whole, prefloop: Prefloop
     done = prefloop("chat", begun)
     assert done.code == 1
     assert "begun is interrupted and not finished, so it has no model yet" in done.err
+
+
+def test_too_many_models_and_a_store_for_one_are_refused(prefloop: Prefloop) -> None:
+    done = prefloop("chat", "one", "two", "three")
+    assert (done.code, done.out) == (2, "")
+    assert "3 models were given; talk to one, or compare two" in done.err
+    done = prefloop("chat", "one", "--store", "chats.db")
+    assert done.code == 2
+    assert "--store keeps choices between two models" in done.err
+
+
+def test_the_temperature_that_is_set_is_the_one_used(prefloop: Prefloop, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "llama")
+
+    def answers(typed: str, *options: str) -> list[str]:
+        return prefloop("chat", folder, "--max-new-tokens", "20", *options, typed=typed).out.split("you> ")[1:]
+
+    set_to = answers("/set temperature 0.7\na fine\n", "--temperature", "1.5")
+    assert set_to[0] == "temperature is 0.7\n"
+    assert set_to[1] == answers("a fine\n", "--temperature", "0.7")[0]
+    assert set_to[1] != answers("a fine\n", "--temperature", "1.5")[0]
+
+
+def test_a_model_cannot_command_the_terminal(
+    prefloop: Prefloop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamedText, "push", lambda *_: "\x1b[2J")
+    monkeypatch.setattr(StreamedText, "finish", lambda *_: "")
+    done = prefloop("chat", tiny_llama(tmp_path / "llama"), "--max-new-tokens", "1", typed="a\n")
+    assert "\u241b[2J" in done.out
+    assert "\x1b" not in done.out

@@ -1,10 +1,8 @@
-"""The verbs that look at data, models and folders: data, score, evaluate, report, doctor."""
+"""The verbs that look at data, models and folders: data, score, evaluate, report."""
 
 import json
 import re
-import socket
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from command_line import Prefloop, Whole
@@ -23,8 +21,8 @@ class TestScore:
         assert scores == sorted(scores, reverse=True)
         assert sorted(line.split(maxsplit=1)[1] for line in lines) == sorted(map(repr, answers))
         done = prefloop("score", whole.folder / "reward", "--prompt", "How?", "--response", "x" * 300)
-        assert done.code == 1
-        assert "longer than the 160 positions of the model" in done.err
+        assert done.code == 0
+        assert "warning: 1 of 1 texts were longer than the reward model's 160 positions and were cut" in done.err
 
     def test_a_file_is_scored_as_json_with_the_same_scores(self, whole: Whole, prefloop: Prefloop) -> None:
         rows = [{"prompt": "How?", "completion": "Dunno."}, {"prompt": "Why?", "completion": "Because."}]
@@ -129,40 +127,3 @@ class TestReport:
         done = prefloop("report", ".")
         assert done.code == 1
         assert "is neither a run nor a pipeline" in done.err
-
-
-class TestDoctor:
-    def test_it_looks_at_this_machine_and_asks_no_network(
-        self, prefloop: Prefloop, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(*arguments: object, **settings: object) -> NoReturn:
-            raise AssertionError("the network was asked")
-
-        monkeypatch.setattr(socket, "getaddrinfo", refuse)
-        monkeypatch.setattr(socket.socket, "connect", refuse)
-        done = prefloop("doctor")
-        assert (done.code, done.err) == (0, "")
-        assert re.search(r"torch \S+, \d+ threads on \d+ cores", done.out)
-        assert "tutorials: runs here, with no download" in done.out
-        assert "sst2-positive: needs the Hub (--hub asks whether it answers) for gpt2 and stanfordnlp/sst2" in done.out
-        assert "controls: not here yet: " in done.out
-
-    @pytest.mark.parametrize(
-        ("answers", "words"),
-        [(True, "runs here; downloads gpt2 and"), (False, "needs the Hub, which cannot be reached")],
-    )
-    def test_hub_asks_once(
-        self, prefloop: Prefloop, monkeypatch: pytest.MonkeyPatch, answers: bool, words: str
-    ) -> None:
-        asked: list[str] = []
-
-        def info(self: object, name: str, timeout: float) -> None:
-            asked.append(name)
-            if not answers:
-                raise OSError("no route")
-
-        monkeypatch.setattr("huggingface_hub.HfApi.model_info", info)
-        done = prefloop("doctor", "--hub")
-        assert asked == ["gpt2"]
-        assert done.code == 0
-        assert words in done.out

@@ -29,6 +29,12 @@ def record(kind, values, *, columns=None, typed=True):
         ("demonstrations", {"messages": [*HELLO_VALUE, *said("c")]}, Demonstration(HELLO, "c")),
         ("demonstrations", {"instruction": "hello", "input": "", "output": "c"}, Demonstration(HELLO, "c")),
         ("demonstrations", {"instruction": "hello", "output": "c"}, Demonstration(HELLO, "c")),
+        ("demonstrations", {"prompt": "p", "chosen": "c", "rejected": "r"}, Demonstration("p", "c")),
+        (
+            "demonstrations",
+            {"chosen": "\n\nHuman: hello\n\nAssistant: c", "rejected": "\n\nHuman: hello\n\nAssistant: r"},
+            Demonstration(HELLO, "c"),
+        ),
         (
             "demonstrations",
             {"instruction": "add", "input": "1 2", "output": "3"},
@@ -87,6 +93,11 @@ def test_the_names_of_published_data_are_known(kind, values, expected):
         ("demonstrations", {"prompt": "", "completion": "c"}, "empty prompt"),
         ("demonstrations", {"prompt": "p", "completion": "\t"}, "empty completion"),
         ("demonstrations", {"instruction": "p", "output": ""}, "empty completion"),
+        (
+            "demonstrations",
+            {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_ended": False},
+            "chosen answer was cut",
+        ),
         ("demonstrations", {"messages": said("c")}, "empty prompt"),
         ("demonstrations", {"messages": HELLO_VALUE}, "does not end with the assistant"),
         ("demonstrations", {"messages": HELLO_VALUE + said(" ")}, "empty completion"),

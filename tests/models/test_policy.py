@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import (
+    FAMILIES,
     gradients,
     logprobs_alone,
     random_groups,
@@ -44,7 +45,7 @@ def test_a_chunked_head_equals_the_whole_head(architecture: str, monkeypatch: py
         assert relative_error(one, other) <= 1e-5
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_policy_gives_the_same_logprobs(architecture: str, tied: bool, tmp_path: Path) -> None:
     model = tiny_model(architecture, tie_word_embeddings=tied, vocab_size=len(TOKENIZER))
@@ -97,7 +98,7 @@ def _registration() -> Iterator[None]:
     restore_registration()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gpt_neox", "mistral", "gemma3_text", "opt"])
+@pytest.mark.parametrize("architecture", [*FAMILIES, "mistral", "phi3", "opt"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_probe_accepts_what_runs(architecture: str, precision: Any) -> None:
     probe(Policy(Backbone(tiny_model(architecture), precision=precision), TOKENIZER))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import (
+    FAMILIES,
     leaves,
     random_groups,
     relative_error,
@@ -48,7 +49,7 @@ def _stock_states(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
     return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_scores_and_values_stand_where_they_should(architecture: str) -> None:
     """A score at the last response token; a value at the token before each response token."""
     scored = _scored(architecture)
@@ -103,7 +104,7 @@ def test_head_dropout_drops_and_scales_and_is_drawn_from_the_global_state() -> N
 
 
 @pytest.mark.parametrize("padding", ["own", "missing", "end"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_saved_reward_model_gives_the_same_scores(architecture: str, padding: str, tmp_path: Path) -> None:
     tokenizer = _tokenizer(padding)
     scored = _scored(architecture, tokenizer, tie_word_embeddings=padding == "own")

@@ -13,7 +13,10 @@ from prefloop.batches import TokenGroup
 from prefloop.models.from_scratch import train_tokenizer
 from prefloop.models.packed_attention import register
 
-ARCHITECTURES = ("llama", "gpt2", "qwen2", "qwen3", "gpt_neox", "mistral", "gemma", "gemma3_text", "phi3", "opt")
+FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox")
+"""The decoders that are promised to work as policy and as reward model."""
+
+ARCHITECTURES = (*FAMILIES, "mistral", "phi3", "opt")
 VOCABULARY = 61
 
 

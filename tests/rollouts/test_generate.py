@@ -22,7 +22,7 @@ from prefloop.rollouts.generate import PolicyGenerator, draw, filtered_logits
 
 TOKENIZER = train_tokenizer(["one two three"], vocabulary_size=270)
 END = TOKENIZER.convert_tokens_to_ids("<|end|>")
-ARCHITECTURES = ("llama", "gpt2", "qwen3", "gpt_neox")
+ARCHITECTURES = ("llama", "gpt2", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox")
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [19, 20, 21, 22, 23], [5, 6, 7], [25, 26]]
 """Of mixed lengths; repeated, two of the same length stand in turn."""
 
@@ -43,7 +43,7 @@ def _model(architecture: str, *, end_bias: float = 0.0) -> PreTrainedModel:
         "pad_token_id": None,
         "tie_word_embeddings": False,
     }
-    if architecture == "qwen3":
+    if architecture in ("qwen3", "gemma", "gemma3_text"):
         config["head_dim"] = 8
     with torch.random.fork_rng():
         torch.manual_seed(0)

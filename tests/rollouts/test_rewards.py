@@ -1,11 +1,18 @@
 """Scores: read from shared tokens or from text, and two controls that nothing can be learned from."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
+from prefloop.batches import TokenGroup
 from prefloop.data.chat_format import ChatFormat
+from prefloop.data.encoder_format import EncoderFormat
+from prefloop.data.padding import pad
 from prefloop.models.backbone import Backbone
-from prefloop.models.from_scratch import new_model, train_tokenizer
+from prefloop.models.encoder_rewards import EncoderRewardModel
+from prefloop.models.from_scratch import new_encoder, new_model, train_encoder_tokenizer, train_tokenizer
 from prefloop.models.scalar_heads import ScalarModel
 from prefloop.records import Completion, Message, Prompt
 from prefloop.rollouts.rewards import ConstantReward, ModelReward, RuleReward, ShuffledReward
@@ -21,9 +28,9 @@ PROMPTS: list[Prompt] = [
 TEXTS = ["two three", "one", "four four four four", "two"]
 
 
-def _model() -> ScalarModel:
+def _model(max_length: int = 128) -> ScalarModel:
     backbone = Backbone(
-        new_model("llama", TOKENIZER, hidden_size=32, num_layers=1, num_heads=4, max_length=128, seed=0)
+        new_model("llama", TOKENIZER, hidden_size=32, num_layers=1, num_heads=4, max_length=max_length, seed=0)
     )
     model = ScalarModel(backbone, TOKENIZER)
     with torch.no_grad():
@@ -91,6 +98,68 @@ def test_scores_come_back_in_the_order_of_the_completions_whatever_the_parts() -
 def test_an_empty_response_that_was_cut_has_a_score() -> None:
     scores = ModelReward(_model(), FORMAT).score(PROMPTS[:1], [Completion("", ended=False)])
     assert scores == pytest.approx(ModelReward(_model(), FORMAT).score(PROMPTS[:1], [Completion("")]))
+
+
+def _encoder(max_length: int = 128) -> ModelReward[EncoderRewardModel]:
+    tokenizer = train_encoder_tokenizer(["one two three four"], "bert", vocabulary_size=280, max_length=max_length)
+    model = new_encoder("bert", tokenizer, hidden_size=32, num_layers=1, num_heads=4, max_length=max_length, seed=0)
+    encoder = EncoderRewardModel(model, tokenizer)
+    with torch.no_grad():
+        encoder.output.weight.copy_(torch.randn(1, 32, generator=torch.Generator().manual_seed(1)))
+    return ModelReward(encoder, EncoderFormat(tokenizer), policy_format=FORMAT)
+
+
+def test_an_encoder_reads_the_text_in_its_own_tokens() -> None:
+    source = _encoder()
+    assert not source.shares_tokens
+    completions = [_sampled(text, ended=number != 1) for number, text in enumerate(TEXTS)]
+    foreign = [Completion(one.text, ended=one.ended, token_ids=(9, 9, 9)) for one in completions]
+    scores = source.score(PROMPTS, completions)
+    assert source.score(PROMPTS, foreign) == scores
+    for score, prompt, one in zip(scores, PROMPTS, completions, strict=True):
+        text_format = source.text_format
+        ids = text_format.completion_ids(one.text, ended=one.ended)
+        with torch.no_grad():
+            alone = source.model.at_ends(pad([TokenGroup(text_format.prompt_ids(prompt), (ids,))]))
+        assert score == pytest.approx(float(alone), abs=1e-5)
+    assert len({round(score, 3) for score in scores}) == len(TEXTS)
+    assert source.score(PROMPTS[::-1], completions[::-1]) == pytest.approx(scores[::-1], abs=1e-5)
+
+
+def test_an_encoder_hears_whether_a_response_ended() -> None:
+    source = _encoder()
+    ended, cut = source.score(PROMPTS[:1] * 2, [_sampled("two three"), _sampled("two three", ended=False)])
+    assert abs(ended - cut) > 1e-3
+    for is_ended in (True, False):
+        (response,) = source.group(PROMPTS[0], _sampled("two three", ended=is_ended)).responses
+        assert (response[-1] == source.text_format.eos_id) == is_ended
+    assert source.score([""], [Completion("", ended=False)]) == source.score([""], [Completion("")])
+
+
+@pytest.mark.parametrize("make", [lambda: _encoder(40), lambda: ModelReward(_model(40), FORMAT)])
+def test_a_text_beyond_the_positions_is_read_without_the_beginning_of_its_prompt_and_counted(
+    make: Callable[[], ModelReward[Any]],
+) -> None:
+    source = make()
+    answer = Completion("one two")
+    assert source.truncation is None
+    kept = "four " * 3
+    found = source.score(["three " * n + kept for n in (0, 100, 200)], [answer] * 3)
+    assert found[1] == pytest.approx(found[2], abs=1e-5), "what differs is cut"
+    assert abs(found[0] - found[1]) > 1e-5
+    ids = source.text_format.completion_ids("four " * 100)
+    cut = source.group("three", Completion("four " * 100))
+    assert cut.longest_leaf == 40
+    assert cut.responses[0] == ids[: len(cut.responses[0])], "its end is cut only where the prompt is gone"
+    assert len(cut.prompt) <= 2
+    group = source.group("three " * 100 + kept, answer)
+    assert group.longest_leaf == 40
+    assert group.responses[0] == tuple(source.text_format.completion_ids("one two"))
+    assert (source.num_scored, source.num_truncated) == (5, 4)
+    assert source.truncation == (
+        "4 of 5 texts were longer than the reward model's 40 positions and were cut: the beginning of the prompt "
+        "first, then the end of the response"
+    )
 
 
 def test_a_rule_sees_prompt_and_completion() -> None:

@@ -252,7 +252,7 @@ def test_a_model_that_cannot_be_had_fails_before_the_first_stage(
     def refuse(name: str) -> None:
         raise ModelError(f"could not load {name}")
 
-    monkeypatch.setattr(pipeline_module, "load_tokenizer", refuse)
+    monkeypatch.setattr(pipeline_module, "require_model", refuse)
     recipe = tutorials()
     recipe["stages"]["dpo"] |= {"reference": "no-such/model"}
     with pytest.raises(ModelError, match="no-such/model"):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from prefloop.algorithms.ppo import PPO
 from prefloop.errors import DataError, ModelError, SettingsError
+from prefloop.models.scalar_heads import ScalarModel
 from prefloop.records import Completion
 from prefloop.runs import stages_train
 from prefloop.runs.pipeline import run_pipeline
@@ -177,9 +178,26 @@ def test_a_reward_model_reads_back_with_its_head_and_is_refused_as_a_policy(tmp_
     recipe["stages"]["reward"] |= {"lora": {"rank": 2, "alpha": 4}, "training": {"num_epochs": 2, "batch_size": 4}}
     run(recipe, tmp_path / "out")
     model, _ = read_reward_model(str(tmp_path / "out" / "reward" / "final"), precision="float32")
+    assert isinstance(model, ScalarModel)
     assert model.head.weight.abs().sum() > 0
     with pytest.raises(ModelError, match="is a reward model: give a language model"):
         read_policy(str(tmp_path / "out" / "reward" / "final"), precision="float32")
+
+
+def test_the_ceiling_comes_from_the_agreement_of_a_label_stage(tmp_path: Path) -> None:
+    """(1 + sqrt(2 agreement - 1)) / 2, and none where nothing is known of the labels."""
+    recipe = tutorials()
+    report = {"kind": "evaluate_reward", "reward_model": "reward", "pairs": "labels/preferences.jsonl"}
+    recipe["stages"] = {name: recipe["stages"][name] for name in ("world", "sft", "pairs", "labels", "reward")} | {
+        "known": {**report, "agreement_of": "labels/agreement.json", "reported_as": "known"},
+        "unknown": {**report, "reported_as": "unknown"},
+    }
+    found = run(recipe | {"next_commands": []}, tmp_path / "out")["reward_models"]
+    agreement = json.loads((tmp_path / "out" / "labels" / "agreement.json").read_text())["percent_agreement"]
+    assert 0.5 < agreement < 1.0
+    assert found["known"]["agreement"] == agreement
+    assert found["known"]["accuracy_ceiling"] == pytest.approx(0.5 * (1 + (2 * agreement - 1) ** 0.5))
+    assert found["unknown"]["accuracy_ceiling"] is None
 
 
 def test_the_audit_of_a_stage_that_is_taken_up_again_holds_each_part_once(tmp_path: Path) -> None:

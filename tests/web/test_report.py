@@ -113,8 +113,8 @@ def test_the_page_is_accessible(pipeline_folder: Path):
     assert len(found.named("caption")) == len(found.named("table")) >= 7
     assert all(one.get("scope") in ("col", "row") for one in found.named("th"))
     charts = found.named("svg")
-    # Policies, two PPO stages, accuracy and calibration, and 2 + 2 + 2 + 3 + 3 training curves.
-    assert len(charts) == 17
+    # Policies, two PPO stages, agreement, accuracy and calibration, and 2 + 2 + 2 + 3 + 3 training curves.
+    assert len(charts) == 18
     assert all(one["role"] == "img" and one["aria-label"] for one in charts)
     ids = [one["id"] for _, one in found.elements if one.get("id")]
     assert len(ids) == len(set(ids))

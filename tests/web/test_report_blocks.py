@@ -41,6 +41,13 @@ def test_the_verdict_speaks_of_flaws_only_where_flaws_were_counted():
     assert said({"ppo": rated(0.9, 0.88, 0.93)}) == "PPO answers 90 % of 600 held-out prompts well [88 to 93]."
 
 
+def test_the_verdict_says_what_a_win_is_against():
+    said_of_wins = said({"ppo": rated(0.6, 0.55, 0.65, is_win_rate=True)})
+    assert said_of_wins == (
+        "PPO answers 60 % of 600 held-out prompts better than another answer of the imitator [55 to 65]."
+    )
+
+
 @pytest.mark.parametrize("policies", [{}, {"sft": rated(0.5, 0.4, 0.6)}, {"ppo": rated(None, 0, 1)}])
 def test_no_verdict_without_a_trained_policy_that_was_measured(policies: dict[str, Any]):
     assert verdict(policies) is None

@@ -1,8 +1,9 @@
 """Reward modelling: a score for a response, learned from which of two responses people preferred.
 
-What is learned from what: a language model with one scalar output, read at the last token of the response. From pairs,
-by binary cross-entropy on the difference of the two scores (Bradley-Terry); from single texts with a binary label, by
-binary cross-entropy on the score itself.
+What is learned from what: a model with one scalar output per response. From pairs, by binary cross-entropy on the
+difference of the two scores (Bradley-Terry); from single texts with a binary label, by binary cross-entropy on the
+score itself. The model is a decoder, read at the last token of the response, or an encoder that reads prompt and
+response as a pair of texts; which of the two makes no difference here.
 
 Source: Ouyang et al. 2022, arXiv:2203.02155, equation 1; Bradley and Terry 1952.
 
@@ -13,23 +14,22 @@ Departures from the paper:
 4. `language_weight` also asks the body to predict the tokens of the responses, as the language model it started from
    does: features that still know what follows what tell good from bad on texts that training never saw (Yang et al.
    2024, arXiv:2406.10216, section 3.2, which keeps the chosen responses only). It is 0, off, by default.
-4. `score_penalty` adds the squared scores: a Bradley-Terry score is free up to a constant per prompt, and the penalty
+5. `score_penalty` adds the squared scores: a Bradley-Terry score is free up to a constant per prompt, and the penalty
    keeps it near zero. (Eisenstein et al. 2023, arXiv:2312.09244, do so with the squared sum of a pair's scores.)
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
 
 from prefloop.batches import TokenGroup
-from prefloop.contracts import Measure, Measures, Sample, StepReport, TrainerState
-from prefloop.data.packing import micro_batches, pack
+from prefloop.contracts import Measure, Measures, RewardModel, Sample, StepReport, TrainerState
+from prefloop.data.layouts import batches_of
 from prefloop.errors import SettingsError
 from prefloop.formulas.preference_losses import binary_cross_entropy, bradley_terry_loss
 from prefloop.models.policy import Policy
-from prefloop.models.scalar_heads import ScalarModel
 from prefloop.models.update import (
     OptimizerSettings,
     Schedule,
@@ -39,6 +39,8 @@ from prefloop.models.update import (
     require_finite,
 )
 from prefloop.randomness import batch_indices, derived_seed
+
+ModelType = TypeVar("ModelType", bound=RewardModel)
 
 
 class Config(OptimizerSettings):
@@ -61,10 +63,10 @@ class Config(OptimizerSettings):
     head_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units dropped before the scalar head while training."""
     language_weight: float = Field(default=0.0, ge=0)
-    """Weight of the responses' negative log-likelihood per token, from the same hidden states."""
+    """Weight of the responses' negative log-likelihood per token, from the same hidden states; decoders only."""
 
 
-class RewardModelling:
+class RewardModelling(Generic[ModelType]):
     """See the module's docstring. `language_model` shares the backbone; only `language_weight` asks for it.
 
     With pairs, each group holds two responses, the chosen first, and `targets` are the shares of annotators who chose
@@ -84,7 +86,7 @@ class RewardModelling:
 
     def __init__(
         self,
-        model: ScalarModel,
+        model: ModelType,
         groups: Sequence[TokenGroup],
         targets: Sequence[float],
         *,
@@ -95,7 +97,10 @@ class RewardModelling:
         language_model: Policy | None = None,
     ) -> None:
         if config.language_weight and language_model is None:
-            raise SettingsError("language_weight needs a language model on the reward model's backbone")
+            raise SettingsError(
+                f"language_weight is {config.language_weight:g}: it asks the reward model to predict tokens as well, "
+                "which only a decoder can; set it to 0 for an encoder"
+            )
         self.model = model
         self.language_model = language_model
         self.groups = groups
@@ -121,15 +126,14 @@ class RewardModelling:
         measured = _Measured()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, "dropout", step))
-            for part in micro_batches(groups, max_tokens=self.config.max_tokens_per_micro_batch):
-                packed = pack([groups[number] for number in part])
-                hidden = self.model.backbone.hidden(packed, adapter=self.model.adapter)
-                scores = self.model.at_ends(packed, head_dropout=self.config.head_dropout, hidden=hidden)
+            for part, laid_out in self._batches(groups):
+                hidden = self.model.hidden(laid_out)
+                scores = self.model.at_ends(laid_out, head_dropout=self.config.head_dropout, hidden=hidden)
                 losses = self.losses(scores, targets[part])
                 objective = losses.sum() / len(groups)
                 objective = objective + self.config.score_penalty * scores.square().sum() / num_responses
                 if self.config.language_weight and self.language_model is not None:
-                    logprobs = self.language_model.logprobs(packed, hidden=hidden).logprobs
+                    logprobs = self.language_model.logprobs(laid_out, hidden=hidden).logprobs
                     objective = objective - self.config.language_weight * logprobs.sum() / num_targets
                 self.update.backward(objective)
                 measured.add(scores.detach(), targets[part], losses.detach())
@@ -142,6 +146,9 @@ class RewardModelling:
             "skipped_steps": Measure(self.update.num_skipped),
         }
         return StepReport(measures, num_tokens=sum(group.num_tokens for group in groups))
+
+    def _batches(self, groups: Sequence[TokenGroup]) -> Iterator[tuple[list[int], Any]]:
+        return batches_of(groups, layout=self.model.layout, max_tokens=self.config.max_tokens_per_micro_batch)
 
     def losses(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One loss (nats) per pair or text; `scores` holds chosen and rejected in turn when targets are of pairs."""
@@ -156,8 +163,8 @@ class RewardModelling:
             return {}, ()
         measured = _Measured()
         targets = torch.tensor(self.evaluation_targets, device=self.model.device)
-        for part in micro_batches(self.evaluation_groups, max_tokens=self.config.max_tokens_per_micro_batch):
-            scores = self.model.at_ends(pack([self.evaluation_groups[number] for number in part]))
+        for part, laid_out in self._batches(self.evaluation_groups):
+            scores = self.model.at_ends(laid_out)
             measured.add(scores, targets[part], self.losses(scores, targets[part]))
         return measured.measures(), ()
 
@@ -168,7 +175,7 @@ class RewardModelling:
         load_parameter_state(self.model.parameters(), state["model"])
         self.update.load_state(state["update"])
 
-    def trained(self) -> ScalarModel:
+    def trained(self) -> ModelType:
         return self.model
 
 

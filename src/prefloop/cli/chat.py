@@ -1,42 +1,74 @@
-"""prefloop chat: talk to a model."""
+"""prefloop chat: talk to a model, or let two of them answer and choose without knowing which is which."""
 
-import math
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-HELP = """/reset               forget the conversation
-/set temperature 0.7  how boldly it answers (0 always takes the likeliest token)
-/set length 200       the most tokens of an answer
-/help                this list
-/quit                leave (Ctrl-D too)"""
+from prefloop.errors import PrefloopError, SettingsError
+
+if TYPE_CHECKING:
+    from prefloop.cli.conversation import Conversation
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A run folder, a model folder or a Hub name.")],
+    models: Annotated[list[str], typer.Argument(help="One or two: run folders, model folders or Hub names.")],
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 200,
-    history: Annotated[bool, typer.Option(help="Whether it sees what was said before.")] = False,
+    history: Annotated[
+        bool | None,
+        typer.Option("--history/--no-history", help="Whether it sees what was said before; by default two models do."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    store: Annotated[
+        str | None, typer.Option(help="With two models: the label project that keeps your choices; else chats.db.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="With two models: who chooses.")] = "me",
 ) -> None:
-    """Ask it something; the answer streams. /help lists what else can be typed."""
+    """Talk to a model, or compare two of them blind.
+
+    One model's answer streams. Two answer side by side; your choice goes on with the conversation and into a label
+    project, and in the end you see who won how often. /help lists what else can be typed.
+    """
+    if len(models) > 2:
+        raise SettingsError(f"{len(models)} models were given; talk to one, or compare two")
+    if store is not None and len(models) == 1:
+        raise SettingsError("--store keeps choices between two models, and one was given")
     from prefloop.cli.model_folders import model_folder
     from prefloop.cli.quiet_libraries import hush
 
     hush()
+    from prefloop.cli.conversation import Conversation
+    from prefloop.randomness import derived_seed
     from prefloop.runs.stage_context import read_policy
 
-    policy, chat_format = read_policy(model_folder(model), precision="float32")
-    talk = Conversation(policy, chat_format, temperature, max_new_tokens, keeps_history=history, seed=seed)
+    talks = []
+    for number, model in enumerate(models):
+        policy, chat_format = read_policy(model_folder(model), precision="float32")
+        talks.append(
+            Conversation(
+                policy,
+                chat_format,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                keeps_history=len(models) == 2 if history is None else history,
+                seed=seed if len(models) == 1 else derived_seed(seed, "compared answers", number),
+            )
+        )
+    if len(talks) == 1:
+        talk_to_one(talks[0], models[0])
+        return
+    from prefloop.cli.chat_compare import compare_in_terminal
+
+    compare_in_terminal(
+        (talks[0], talks[1]), (models[0], models[1]), location=store or "chats.db", name=name, stdin=sys.stdin
+    )
+
+
+def talk_to_one(talk: "Conversation", model: str) -> None:
+    """Reads lines and streams answers until the person leaves."""
     print(f"{model}: ask it something. /help lists what else can be typed; Ctrl-D leaves.")
-    while True:
-        try:
-            line = input("you> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if line == "/quit":
-            return
+    while (line := next_line()) is not None:
         if line.startswith("/"):
             print(talk.command(line))
         elif line:
@@ -44,85 +76,15 @@ def command(
                 talk.answer(line)
             except KeyboardInterrupt:
                 print(" (stopped)")
+            except PrefloopError as problem:
+                print(f"({problem})")
 
 
-class Conversation:
-    """The turns so far, and how the next answer is drawn."""
-
-    def __init__(
-        self,
-        policy: object,
-        chat_format: object,
-        temperature: float,
-        max_new_tokens: int,
-        *,
-        keeps_history: bool,
-        seed: int,
-    ) -> None:
-        import torch
-
-        from prefloop.data.chat_format import ChatFormat
-        from prefloop.models.policy import Policy
-        from prefloop.records import Message
-        from prefloop.rollouts.generate import PolicyGenerator
-
-        assert isinstance(policy, Policy)
-        assert isinstance(chat_format, ChatFormat)
-        self.chat_format = chat_format
-        self.generator = PolicyGenerator(policy, chat_format)
-        self.temperature = temperature
-        self.max_new_tokens = max_new_tokens
-        self.keeps_history = keeps_history
-        self.turns: list[Message] = []
-        self.random = torch.Generator().manual_seed(seed)
-
-    def command(self, line: str) -> str:
-        """What a line that starts with a slash does, in words."""
-        words = line.split()
-        if words[0] == "/reset":
-            self.turns = []
-            return "forgotten"
-        if words[0] == "/set":
-            return self._set(words[1:])
-        return HELP if words[0] == "/help" else f"there is no {words[0]}; what there is:\n{HELP}"
-
-    def _set(self, words: list[str]) -> str:
-        try:
-            name, value = words
-            if name == "temperature" and 0 <= float(value) < math.inf:
-                self.temperature = float(value)
-                return f"temperature is {self.temperature:g}"
-            if name == "length" and int(value) > 0:
-                self.max_new_tokens = int(value)
-                return f"answers have at most {self.max_new_tokens} tokens"
-        except ValueError:
-            pass  # Said below, like every other setting that there is not.
-        return f"'{' '.join(words)}' cannot be set; try /set temperature 0.7 or /set length 200"
-
-    def answer(self, line: str) -> str:
-        """Streams the answer to the terminal and returns it."""
-        from prefloop.contracts import Sampling
-        from prefloop.records import Message
-
-        asked = [*self.turns, Message("user", line)] if self.keeps_history else [Message("user", line)]
-        raw = self.chat_format.prompt_format == "raw"
-        prompt_ids = self.chat_format.prompt_ids(line if raw else tuple(asked))
-        limit = self.generator.policy.backbone.max_length
-        room = self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - len(prompt_ids))
-        if room < 1:
-            print("(the conversation fills the model's context: /reset to begin anew)")
-            return ""
-        ids: list[int] = []
-        shown = ""
-        for token in self.generator.stream(
-            prompt_ids, sampling=Sampling(room, temperature=self.temperature), random=self.random
-        ):
-            ids.append(token)
-            text = self.chat_format.decode(ids)
-            # A character may be spread over several tokens: it is printed when it is whole.
-            if not text.endswith("\ufffd"):
-                print(text[len(shown) :], end="", flush=True)
-                shown = text
+def next_line() -> str | None:
+    """What the person types; None when the person leaves."""
+    try:
+        line = input("you> ").strip()
+    except (EOFError, KeyboardInterrupt):
         print()
-        self.turns = [*asked, Message("assistant", shown)] if self.keeps_history else []
-        return shown
+        return None
+    return None if line == "/quit" else line

@@ -13,10 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from prefloop import __version__
-from prefloop.cli import chat, collect, data, doctor, evaluate, label, quickstart, report, run, score, train
+from prefloop.cli import chat, collect, data, doctor, evaluate, label, quickstart, report, run, score, serve, train
 from prefloop.errors import PrefloopError
 
-VERBS = (quickstart, doctor, data, collect, train, run, evaluate, score, chat, report)
+VERBS = (quickstart, doctor, data, collect, train, run, evaluate, score, chat, serve, report)
 
 app = typer.Typer(
     name="prefloop",

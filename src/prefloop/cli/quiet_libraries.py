@@ -14,6 +14,8 @@ def hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|huggingface_hub|torch")
+    # In a notebook, a library of progress bars asks for widgets that nobody needs here.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -15,6 +15,7 @@ def command(
 ) -> None:
     """Score responses and rank them, the best first."""
     import json
+    import sys
 
     from prefloop.cli.model_folders import model_folder
     from prefloop.cli.quiet_libraries import hush
@@ -29,7 +30,7 @@ def command(
     from prefloop.rollouts.rewards import ModelReward
     from prefloop.runs.stage_context import read_reward_model
 
-    model, chat_format = read_reward_model(model_folder(reward_model), precision="float32")
+    scorer = ModelReward(*read_reward_model(model_folder(reward_model), precision="float32"))
     prompts: list[Prompt]
     if source is not None:
         records = read_records(source, kind="demonstrations").records
@@ -38,7 +39,9 @@ def command(
     else:
         texts = list(response or [])
         prompts = [prompt or ""] * len(texts)
-    scores = ModelReward(model, chat_format).score(prompts, [Completion(text) for text in texts])
+    scores = scorer.score(prompts, [Completion(text) for text in texts])
+    if scorer.truncation:
+        print(f"warning: {scorer.truncation}", file=sys.stderr)
     ranked = sorted(zip(scores, prompts, texts, strict=True), key=lambda row: -row[0])
     for score, asked, text in ranked:
         if as_json:

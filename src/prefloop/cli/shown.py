@@ -93,7 +93,8 @@ def figures(summary: Mapping[str, Any]) -> None:
     for judge in (summary.get("judge"), summary.get("second_judge")):
         if judge and judge.get("accuracy") is not None:
             print(
-                f"{judge['name']}: {percent(judge['accuracy'])} right on {judge['n']:,} texts of {judge['tested_on']}"
+                f"{judge['name']}: {percent(judge['accuracy'])} right on {judge['n']:,} "
+                f"{'pairs' if 'reward_model' in judge else 'texts'} of {judge['tested_on']}"
             )
     for alarm in summary.get("alarms", []):
         print(f"ALARM in {alarm['stage']}, step {alarm['step']}: {alarm['message']}")

@@ -13,7 +13,7 @@ AggregationMethod = Literal["majority", "dawid_skene"]
 TieRule = Literal["drop", "half"]
 BothBadRule = Literal["drop", "tie"]
 
-UNLABELLED = "no label but skips"
+UNLABELLED = "nobody has chosen yet (no label, or skips only)"
 NO_SIDE = "no label but ties or both bad"
 TOO_FEW = "too few labels"
 TIED = "tied"

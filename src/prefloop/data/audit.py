@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 
 from prefloop.batches import TokenGroup
-from prefloop.data.chat_format import ChatFormat
+from prefloop.data.encoder_format import TextFormat
 from prefloop.data.record_forms import Record
 from prefloop.errors import DataError, SettingsError
 from prefloop.records import Demonstration, LabelledText, PreferencePair, TextExample
@@ -72,7 +72,7 @@ class Audit:
 
 def prepare_groups(
     records: Sequence[RecordType],
-    chat_format: ChatFormat,
+    text_format: TextFormat,
     *,
     max_length: int,
     too_long: TooLong = "drop",
@@ -81,8 +81,8 @@ def prepare_groups(
 ) -> tuple[list[TokenGroup], list[RecordType], Audit]:
     """Token groups whose every prompt with a response has at most `max_length` tokens, their records, and the account.
 
-    `too_long` says what happens to longer rows. "drop" leaves them out. "truncate" cuts the prompt from the left, its
-    start token kept; where a response alone is too long its end is cut, and with it the end-of-sequence token. "error"
+    `too_long` says what happens to longer rows. "drop" leaves them out. "truncate" cuts the prompt from the left, what
+    opens it kept; where a response alone is too long its end is cut, and with it the token that ends it. "error"
     raises DataError. A pair whose answers are equal once cut, and a group without a supervised token, are dropped.
 
     `places` names the rows in errors (file:line). `dropped_before` counts what was dropped while reading, so that the
@@ -102,7 +102,7 @@ def prepare_groups(
     num_truncated = 0
     for number, record in enumerate(records):
         place = places[number] if places is not None else f"record {number + 1}"
-        group = _laid_out(record, chat_format, place)
+        group = _laid_out(record, text_format, place)
         is_long = group.longest_leaf > max_length
         if is_long and too_long == "error":
             raise DataError(
@@ -110,7 +110,7 @@ def prepare_groups(
                 "fit. Raise max_length, or set too_long to drop or truncate."
             )
         if is_long and too_long == "truncate":
-            group = _truncated(group, max_length, chat_format.start_id)
+            group = text_format.truncated(group, max_length)
         reason = TOO_LONG if is_long and too_long == "drop" else _useless(group, truncated=is_long)
         if reason:
             dropped[reason] += 1
@@ -121,34 +121,22 @@ def prepare_groups(
     if not groups:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no rows were given"
         raise DataError(f"No row is left to train on ({reasons}); raise max_length or give other data.")
-    return groups, kept, _account(groups, chat_format, rows_read, dict(dropped), num_truncated)
+    return groups, kept, _account(groups, text_format, rows_read, dict(dropped), num_truncated)
 
 
-def _laid_out(record: Record, chat_format: ChatFormat, place: str) -> TokenGroup:
+def _laid_out(record: Record, text_format: TextFormat, place: str) -> TokenGroup:
     try:
         if isinstance(record, TextExample):
-            return chat_format.text_group(record)
+            return text_format.text_group(record)
         if isinstance(record, Demonstration):
-            return chat_format.demonstration_group(record)
+            return text_format.demonstration_group(record)
         if isinstance(record, PreferencePair):
-            return chat_format.pair_group(record)
+            return text_format.pair_group(record)
         if isinstance(record, LabelledText):
-            return chat_format.labelled_group(record)
-        return chat_format.prompt_group(record)
+            return text_format.labelled_group(record)
+        return text_format.prompt_group(record)
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
-
-
-def _truncated(group: TokenGroup, max_length: int, start_id: int) -> TokenGroup:
-    longest = max((len(response) for response in group.responses), default=0)
-    room = max(1, max_length - longest)
-    prompt = group.prompt
-    if len(prompt) > room:
-        opening = prompt[:1] if prompt[0] == start_id and room > 1 else ()
-        prompt = opening + prompt[len(prompt) - room + len(opening) :]
-    room = max_length - len(prompt)
-    supervised = None if group.supervised is None else tuple(mask[:room] for mask in group.supervised)
-    return TokenGroup(prompt, tuple(response[:room] for response in group.responses), supervised)
 
 
 def _useless(group: TokenGroup, *, truncated: bool) -> str | None:
@@ -167,7 +155,7 @@ def _num_supervised(group: TokenGroup) -> int:
 
 
 def _account(
-    groups: Sequence[TokenGroup], chat_format: ChatFormat, rows_read: int, dropped: dict[str, int], num_truncated: int
+    groups: Sequence[TokenGroup], text_format: TextFormat, rows_read: int, dropped: dict[str, int], num_truncated: int
 ) -> Audit:
     total = sum(group.num_tokens for group in groups)
     shown = [groups[0], groups[-1]] if len(groups) > 1 else groups
@@ -180,7 +168,7 @@ def _account(
         supervised_share=sum(_num_supervised(group) for group in groups) / total,
         prompt_length_tokens=_percentiles([len(group.prompt) for group in groups]),
         response_length_tokens=_percentiles([len(response) for group in groups for response in group.responses]),
-        examples=tuple(_example(group, chat_format) for group in shown),
+        examples=tuple(_example(group, text_format) for group in shown),
     )
 
 
@@ -191,15 +179,15 @@ def _percentiles(lengths: Sequence[int]) -> dict[int, int]:
     return {percentile: int(value) for percentile, value in zip(PERCENTILES, values, strict=True)}
 
 
-def _example(group: TokenGroup, chat_format: ChatFormat) -> str:
+def _example(group: TokenGroup, text_format: TextFormat) -> str:
     """The prompt, then each response with its supervised runs marked."""
-    parts = [_shortened(chat_format.spelled(group.prompt))]
+    parts = [_shortened(text_format.spelled(group.prompt))]
     for number, response in enumerate(group.responses):
         mask = group.supervised[number] if group.supervised is not None else (True,) * len(response)
         text, begin = "", 0
         for end in range(1, len(response) + 1):
             if end == len(response) or mask[end] != mask[begin]:
-                run = _shortened(chat_format.spelled(response[begin:end]))
+                run = _shortened(text_format.spelled(response[begin:end]))
                 text += f"«{run}»" if mask[begin] else run
                 begin = end
         parts.append(text)

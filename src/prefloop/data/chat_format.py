@@ -233,6 +233,21 @@ class ChatFormat:
             supervised.extend([True] * len(answer))
         return TokenGroup(joints[0], ((*response, self.eos_id),), ((*supervised, True),))
 
+    def truncated(self, group: TokenGroup, max_length: int) -> TokenGroup:
+        """The group within `max_length` tokens per response: the prompt cut from the left, its start token kept.
+
+        Where a response alone is too long its end is cut, and with it the end-of-sequence token.
+        """
+        longest = max((len(response) for response in group.responses), default=0)
+        room = max(1, max_length - longest)
+        prompt = group.prompt
+        if len(prompt) > room:
+            opening = prompt[:1] if prompt[0] == self.start_id and room > 1 else ()
+            prompt = opening + prompt[len(prompt) - room + len(opening) :]
+        room = max_length - len(prompt)
+        supervised = None if group.supervised is None else tuple(mask[:room] for mask in group.supervised)
+        return TokenGroup(prompt, tuple(response[:room] for response in group.responses), supervised)
+
     # --- layouts ------------------------------------------------------------------------------------------------
 
     def _prompt_layout(self, prompt: Prompt) -> Layout:

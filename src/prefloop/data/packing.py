@@ -117,3 +117,9 @@ def micro_batches(groups: Sequence[TokenGroup], *, max_tokens: int) -> Iterator[
         held += group.num_tokens
     if part:
         yield part
+
+
+def packed_batches(groups: Sequence[TokenGroup], *, max_tokens: int) -> Iterator[tuple[list[int], PackedBatch]]:
+    """The groups in packed batches of at most `max_tokens`, each with its groups' numbers, which stand in order."""
+    for part in micro_batches(groups, max_tokens=max_tokens):
+        yield part, pack([groups[number] for number in part])

@@ -19,6 +19,7 @@ EQUAL_PAIR = "chosen equals rejected"
 DUPLICATE = "duplicate row"
 NO_SHARED_PROMPT = "no shared prompt"
 NO_ANSWER = "does not end with the assistant"
+CUT_ANSWER = "chosen answer was cut"
 OTHER_LABEL = "label is neither 0 nor 1"
 
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
@@ -206,6 +207,13 @@ def _pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePai
     return PreferencePair(prompt, chosen, rejected, agreement, int(annotators), *ended)
 
 
+def _preferred(pair: PreferencePair) -> Demonstration:
+    """A pair as a demonstration: its preferred answer."""
+    if not pair.chosen_ended:
+        raise RowDropped(CUT_ANSWER)
+    return Demonstration(pair.prompt, pair.chosen)
+
+
 def _truth(row: Row, column: str) -> bool:
     value = _value(row, column)
     if not row.typed and value.lower() in ("true", "false"):
@@ -303,6 +311,12 @@ FORMS: dict[Kind, tuple[Form, ...]] = {
             lambda row: Demonstration(_instruction(row), _text(row, "output", empty=EMPTY_COMPLETION)),
             optional=("input",),
         ),
+        Form(
+            ("prompt", "chosen", "rejected"),
+            lambda row: _preferred(_pair_with_prompt(row)),
+            optional=_PAIR_EXTRAS,
+        ),
+        Form(("chosen", "rejected"), lambda row: _preferred(_pair_without_prompt(row)), optional=_PAIR_EXTRAS),
     ),
     "pairs": (
         Form(("prompt", "chosen", "rejected"), _pair_with_prompt, optional=_PAIR_EXTRAS),

@@ -146,15 +146,22 @@ def _jsonl_rows(path: Path, text: str, problems: Problems) -> Iterator[Row]:
         if line.startswith("["):
             problems.add(place, "a JSON array in a .jsonl file; write one object per line, or name the file .json")
             return
-        try:
-            value = _DECODER.decode(line)
-        except (ValueError, RecursionError) as error:
-            problems.add(place, _said(error))
-            continue
-        if isinstance(value, dict):
-            yield Row(place, value)
-        else:
-            problems.add(place, f"{json_type(value)}; each line must be a JSON object")
+        row = row_of_line(place, line, problems)
+        if row is not None:
+            yield row
+
+
+def row_of_line(place: str, line: str, problems: Problems) -> Row | None:
+    """The row that a line of JSON holds; None for a line that holds none, which goes to `problems`."""
+    try:
+        value = _DECODER.decode(line)
+    except (ValueError, RecursionError) as error:
+        problems.add(place, _said(error))
+        return None
+    if not isinstance(value, dict):
+        problems.add(place, f"{json_type(value)}; each line must be a JSON object")
+        return None
+    return Row(place, value)
 
 
 def _array_rows(path: Path, text: str, problems: Problems) -> Iterator[Row]:

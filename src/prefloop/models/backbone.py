@@ -197,7 +197,7 @@ def load_body(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a local folder or a Hub name. Raises ModelError in one sentence when it cannot be had."""
-    with _loading(name_or_path, "tokenizer"):
+    with loading(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -209,7 +209,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
 def load_causal_model(name_or_path: str) -> PreTrainedModel:
     """A decoder in float32, safetensors only, without remote code, with its dropout off."""
-    with _loading(name_or_path, "model"):
+    with loading(name_or_path, "model"):
         model = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -219,7 +219,7 @@ def load_causal_model(name_or_path: str) -> PreTrainedModel:
 
 def load_reward_model(name_or_path: str) -> PreTrainedModel:
     """A sequence classifier with one label. Raises ModelError for any other number of labels."""
-    with _loading(name_or_path, "reward model"):
+    with loading(name_or_path, "reward model"):
         model = AutoModelForSequenceClassification.from_pretrained(
             name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -230,7 +230,8 @@ def load_reward_model(name_or_path: str) -> PreTrainedModel:
 
 
 @contextmanager
-def _loading(name_or_path: str, what: str) -> Iterator[None]:
+def loading(name_or_path: str, what: str) -> Iterator[None]:
+    """Whatever goes wrong while `what` is loaded becomes a ModelError of one sentence."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as problem:

@@ -2,13 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
-from prefloop.batches import PackedBatch
+from prefloop.batches import BatchLayout, PackedBatch
 from prefloop.errors import ModelError
 from prefloop.models.backbone import Backbone, Precision, load_body
 
@@ -17,6 +18,8 @@ PADDING = "<|pad|>"
 
 class ScalarModel:
     """A backbone with a linear head of one output, the shape of `AutoModelForSequenceClassification` with one label."""
+
+    layout: ClassVar[BatchLayout] = "packed"
 
     def __init__(
         self,
@@ -48,9 +51,28 @@ class ScalarModel:
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def width(self) -> int:
+        return self.backbone.width
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a prompt with its response, where the model says so."""
+        return self.backbone.max_length
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trainable parameters by name: body or adapter, and always the head."""
         return {**self.backbone.parameters(self.adapter), "score.weight": self.head.weight}  # type: ignore[dict-item]
+
+    def freeze(self) -> None:
+        """No gradient reaches the head from here on, nor the body where this model has it for itself."""
+        self.head.requires_grad_(False)
+        if self.adapter is None:
+            self.backbone.model.requires_grad_(False)
+
+    def hidden(self, batch: PackedBatch) -> Float[Tensor, "token width"]:
+        """The last hidden states of the packed row."""
+        return self.backbone.hidden(batch, adapter=self.adapter)
 
     def at_ends(
         self, batch: PackedBatch, *, head_dropout: float = 0.0, hidden: Tensor | None = None
@@ -80,7 +102,7 @@ class ScalarModel:
         self, batch: PackedBatch, places: Tensor, *, head_dropout: float = 0.0, hidden: Tensor | None = None
     ) -> Tensor:
         if hidden is None:
-            hidden = self.backbone.hidden(batch, adapter=self.adapter)
+            hidden = self.hidden(batch)
         hidden = hidden[places].float()
         if head_dropout:
             hidden = torch.nn.functional.dropout(hidden, head_dropout)

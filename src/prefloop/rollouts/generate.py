@@ -146,11 +146,16 @@ class PolicyGenerator:
         for step in _Decoding(self.policy, [prompt], uniform, sampling, self.chat_format.eos_id).steps():
             yield int(step.tokens[0])
 
-    def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_new_tokens
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that a prompt and its completion may have together, where the model sets a limit."""
         config = self.policy.backbone.model.config.get_text_config()
         limits = [self.policy.backbone.max_length, getattr(config, "sliding_window", None)]
-        limit = min((number for number in limits if number), default=None)
+        return min((number for number in limits if number), default=None)
+
+    def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_new_tokens
+        limit = self.context_length
         if limit is not None and longest > limit:
             raise ModelError(
                 f"the longest prompt and max_new_tokens make {longest} tokens, but the model has room for {limit}: "

@@ -1,58 +1,85 @@
 """Scores for completions: a reward model, or any rule or judge wrapped as one. All are `RewardSource`s.
 
 A reward model takes the policy's own tokens when both speak the same tokens (same chat format, same vocabulary);
-otherwise it takes the text and tokenises it itself, with the end of the response marked as in its training.
+otherwise, and always where it is an encoder, it takes the text and tokenises it itself, with the end of the response
+marked as in its training.
 """
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 
 from prefloop.batches import TokenGroup
-from prefloop.contracts import RewardSource
-from prefloop.data.chat_format import ChatFormat
-from prefloop.data.packing import micro_batches, pack
-from prefloop.models.scalar_heads import ScalarModel
+from prefloop.contracts import RewardModel, RewardSource
+from prefloop.data.encoder_format import TextFormat
+from prefloop.data.layouts import batches_of
 from prefloop.randomness import python_random
 from prefloop.records import Completion, Prompt
 
+ModelType = TypeVar("ModelType", bound=RewardModel)
 
-class ModelReward:
-    """A reward model's score at the last token of each response. `policy_format` is the one that made the token ids."""
+
+class ModelReward(Generic[ModelType]):
+    """A reward model's score of each response. `policy_format` is the one that made the token ids.
+
+    A prompt with a response that is longer than the model's positions is cut as in training: the beginning of the
+    prompt first, then the end of the response. `num_scored` and `num_truncated` count, `truncation` says it in words.
+    """
 
     def __init__(
         self,
-        model: ScalarModel,
-        chat_format: ChatFormat,
+        model: ModelType,
+        text_format: TextFormat,
         *,
-        policy_format: ChatFormat | None = None,
+        policy_format: TextFormat | None = None,
         max_tokens_per_micro_batch: int = 16384,
     ) -> None:
         self.model = model
-        self.chat_format = chat_format
-        self.shares_tokens = policy_format is not None and policy_format.fingerprint() == chat_format.fingerprint()
+        self.text_format = text_format
+        self.shares_tokens = policy_format is not None and policy_format.fingerprint() == text_format.fingerprint()
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.num_scored = 0
+        self.num_truncated = 0
 
     def group(self, prompt: Prompt, completion: Completion) -> TokenGroup:
         """The prompt and the response in the reward model's own tokens."""
         if self.shares_tokens and completion.token_ids is not None:
             response = completion.token_ids
         else:
-            response = self.chat_format.completion_ids(completion.text, ended=completion.ended)
+            response = self.text_format.completion_ids(completion.text, ended=completion.ended)
         # An empty response that was cut has no token to read: its score is read at the end token all the same.
-        return TokenGroup(self.chat_format.prompt_ids(prompt), (tuple(response) or (self.chat_format.eos_id,),))
+        group = TokenGroup(self.text_format.prompt_ids(prompt), (tuple(response) or (self.text_format.eos_id,),))
+        limit = self.model.max_length
+        self.num_scored += 1
+        if limit is None or group.longest_leaf <= limit:
+            return group
+        self.num_truncated += 1
+        return self.text_format.truncated(group, limit)
+
+    @property
+    def truncation(self) -> str | None:
+        """One sentence where texts had to be cut; None where all were read whole."""
+        if not self.num_truncated:
+            return None
+        return (
+            f"{self.num_truncated:,} of {self.num_scored:,} texts were longer than the reward model's "
+            f"{self.model.max_length:,} positions and were cut: the beginning of the prompt first, "
+            "then the end of the response"
+        )
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         groups = [self.group(*both) for both in zip(prompts, completions, strict=True)]
         order = sorted(range(len(groups)), key=lambda number: groups[number].num_tokens)
+        in_order = [groups[number] for number in order]
         scores = [0.0] * len(groups)
-        for part in micro_batches([groups[n] for n in order], max_tokens=self.max_tokens_per_micro_batch):
-            members = [order[number] for number in part]
-            found = self.model.at_ends(pack([groups[number] for number in members]))
-            for number, value in zip(members, found.tolist(), strict=True):
-                scores[number] = value
+        for part, laid_out in batches_of(
+            in_order, layout=self.model.layout, max_tokens=self.max_tokens_per_micro_batch
+        ):
+            for number, value in zip(part, self.model.at_ends(laid_out).tolist(), strict=True):
+                scores[order[number]] = value
         return scores
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefloop.errors import Interrupted, PrefloopError, RunError
-from prefloop.models.backbone import load_tokenizer
+from prefloop.errors import Interrupted, ModelError, PrefloopError, RunError
 from prefloop.runs.folder import RunFolder, json_text, replace_atomically
+from prefloop.runs.model_card import complete_cards
 from prefloop.runs.plan import (
     DONE,
     GOES_ON,
@@ -28,18 +28,22 @@ from prefloop.runs.plan import (
 from prefloop.runs.progress import Progress
 from prefloop.runs.provenance import provenance
 from prefloop.runs.settings import to_yaml
-from prefloop.runs.stage_context import StageContext, parent_of
+from prefloop.runs.stage_context import StageContext, parent_of, require_model
 from prefloop.runs.stage_settings import AnyStage, Pipeline, Recipe
+from prefloop.runs.stages_contrast import run_contrast
 from prefloop.runs.stages_data import run_collect, run_prepare, run_world
 from prefloop.runs.stages_evaluate import run_evaluate_policies, run_evaluate_reward
 from prefloop.runs.stages_label import run_label
+from prefloop.runs.stages_posts import run_prepare_posts
 from prefloop.runs.stages_train import run_dpo, run_ppo, run_reward_modelling, run_sft
 from prefloop.runs.summary import summarise
 
 RUNNERS: dict[str, Callable[[Any, StageContext], None]] = {
     "world": run_world,
     "prepare": run_prepare,
+    "prepare_posts": run_prepare_posts,
     "collect": run_collect,
+    "contrast": run_contrast,
     "label": run_label,
     "sft": run_sft,
     "reward_modelling": run_reward_modelling,
@@ -106,6 +110,7 @@ def run_pipeline(pipeline: Pipeline, folder: Path, *, progress: Progress, resume
             _write_record(pipeline, planned, folder, state)
         summary = summarise(pipeline, folder)
         replace_atomically(folder / "summary.json", json_text(summary, indent=2) + "\n")
+        complete_cards(pipeline, folder)
     return summary
 
 
@@ -203,15 +208,20 @@ def _outside_fingerprints(recipe: Pipeline | Recipe, stage: AnyStage) -> dict[st
 
 def _require_outside_models(pipeline: Pipeline, planned: Sequence[Planned]) -> None:
     """Raises ModelError now for a model that a stage would look for in vain an hour later."""
-    names = {
-        one.text
-        for step in planned
-        if step.action != DONE
-        for one in references(pipeline.stages[step.name], pipeline)
-        if one.is_model and one.stage not in pipeline.stages
-    }
-    for name in sorted(names):
-        load_tokenizer(name)
+    settings: dict[str, str] = {}
+    for step in planned:
+        stage = pipeline.stages[step.name]
+        for one in references(stage, pipeline):
+            if step.action != DONE and one.is_model and one.stage not in pipeline.stages:
+                own = getattr(stage, one.role, None) == one.text
+                settings.setdefault(one.text, f"stages.{step.name}.{one.role}" if own else "model")
+    for name in sorted(settings):
+        try:
+            require_model(name)
+        except ModelError as problem:
+            if settings[name] == "model" or Path(name).exists():
+                raise
+            raise ModelError(f"{problem} (here: {settings[name]}=path/to/folder)") from problem
 
 
 def _require_own_folder(folder: Path) -> None:

@@ -20,12 +20,14 @@ from prefloop.runs.folder import RunFolder, json_text
 from prefloop.runs.stage_settings import (
     AnyStage,
     Collect,
+    Contrast,
     EvaluatePolicies,
     EvaluateReward,
     Judge,
     Label,
     Pipeline,
     Prepare,
+    PreparePosts,
     Recipe,
     RewardStage,
     SFTStage,
@@ -36,9 +38,25 @@ from prefloop.runs.stage_settings import (
 MODELS = frozenset({"model", "policy", "other_policy", "reference", "reward_model", "reward_models", "policies"})
 """Settings that name models: of stages, of folders, or of the Hub."""
 FILES = frozenset(
-    {"source", "train", "evaluate", "prompts", "evaluation_prompts", "comparisons", "pairs", "train_pairs", "test"}
+    {
+        "source",
+        "sources",
+        "train",
+        "evaluate",
+        "prompts",
+        "evaluation_prompts",
+        "demonstrations",
+        "comparisons",
+        "pairs",
+        "train_pairs",
+        "test",
+        "agreement_of",
+    }
 )
 """Settings that name data: files of stages, files and folders from outside, or data sets of the Hub."""
+
+POST_FILES = ("prompts", "demonstrations", "summaries", "pairs", "comparisons", "labelled")
+"""What `prepare_posts` writes for each share, as <share>_<name>.jsonl."""
 
 HASHED_BYTES = 1 << 26
 """Files from outside up to this size count by their contents, larger ones by size and time of change."""
@@ -101,11 +119,13 @@ def plan(pipeline: Pipeline, folder: Path) -> list[Planned]:
 def references(stage: AnyStage, recipe: Pipeline | Recipe) -> list[Reference]:
     """Every input that a stage's settings name, and what it takes from the recipe where it names none."""
     found = list(_named(stage))
-    starts_new = isinstance(stage, SFTStage) and stage.from_scratch is not None
+    starts_new = isinstance(stage, SFTStage | RewardStage) and stage.from_scratch is not None
     if isinstance(stage, SFTStage | RewardStage) and stage.model is None and not starts_new and recipe.model:
         found.append(Reference("model", recipe.model, True))
     if isinstance(recipe, Pipeline) and isinstance(stage, Prepare) and stage.source is None and recipe.data:
         found.append(Reference("source", recipe.data, False))
+    if isinstance(recipe, Pipeline) and isinstance(stage, PreparePosts) and not stage.sources and recipe.data:
+        found.append(Reference("sources", recipe.data, False))
     return found
 
 
@@ -170,7 +190,9 @@ def _model_fault(one: Reference, stage: AnyStage) -> str | None:
 
 
 def _needs_a_path(one: Reference) -> bool:
-    """Whether a text can be no name on the Hub, which are `name` and `owner/name`."""
+    """Whether a text can be no name on the Hub, which are `name` and `owner/name`; dumps are files."""
+    if one.role == "sources":
+        return True
     is_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", one.text) is not None
     return not is_name or (not one.is_model and data_suffix(Path(one.text)) is not None)
 
@@ -181,10 +203,14 @@ def _writes(stage: AnyStage) -> tuple[str, ...]:
         return ("demonstrations.jsonl", "prompts.jsonl", "held_out.jsonl")
     if isinstance(stage, Prepare):
         return tuple(f"{part}.jsonl" for part in stage.shares)
+    if isinstance(stage, PreparePosts):
+        return tuple(f"{part}_{what}.jsonl" for part in stage.shares for what in POST_FILES)
     if isinstance(stage, Collect):
         return ("comparisons.jsonl",)
+    if isinstance(stage, Contrast):
+        return ("preferences.jsonl", "accepted.jsonl", "rejected.jsonl", "comparisons.jsonl")
     if isinstance(stage, Label):
-        return ("preferences.jsonl", "labels.jsonl")
+        return ("preferences.jsonl", "labels.jsonl", "agreement.json")
     return ("final",) if isinstance(stage, TrainingStage) else ()
 
 
@@ -195,15 +221,19 @@ def _listed(name: str, writes: tuple[str, ...]) -> str:
 def _missing_settings(stage: AnyStage, recipe: Pipeline | Recipe) -> Iterator[str]:
     """What settings that are fine one by one lack together."""
     roles = {one.role for one in references(stage, recipe)}
-    is_new = isinstance(stage, SFTStage) and stage.from_scratch is not None
+    is_new = isinstance(stage, SFTStage | RewardStage) and stage.from_scratch is not None
     if isinstance(stage, SFTStage | RewardStage) and "model" not in roles and not is_new:
         yield "it names no model and the recipe has none; set model=PATH_OR_NAME"
     if is_new and "model" in roles:
         yield "both model and from_scratch are set; keep one"
     if isinstance(stage, Prepare) and "source" not in roles:
         yield "it names no source and the recipe has no data; set data=PATH_OR_NAME"
+    if isinstance(stage, PreparePosts) and "sources" not in roles:
+        yield "it names no dumps and the recipe has no data; set data=PATH to a file or folder of posts with replies"
     if isinstance(stage, EvaluateReward) and (stage.comparisons is None) == (stage.pairs is None):
         yield "it needs either comparisons or pairs to evaluate the reward model on"
+    if isinstance(stage, EvaluateReward) and stage.label_agreement is not None and stage.agreement_of is not None:
+        yield "both label_agreement and agreement_of are set; keep one"
     if isinstance(stage, EvaluatePolicies):
         strangers = [one for one in (stage.reference, *stage.greedy) if one not in stage.policies]
         for one in strangers:
@@ -212,8 +242,17 @@ def _missing_settings(stage: AnyStage, recipe: Pipeline | Recipe) -> Iterator[st
             yield "best_of_n needs a reward_model to pick the best by"
         yield from _name_clashes(stage)
     for one in (getattr(stage, "judge", None), getattr(stage, "second_judge", None)):
-        if isinstance(one, Judge) and one.kind == "text_classifier" and not (one.train and one.test):
-            yield f"the judge {one.name} is a text classifier: it needs train and test files"
+        if isinstance(one, Judge):
+            yield from _missing_of_judge(one, stage)
+
+
+def _missing_of_judge(judge: Judge, stage: AnyStage) -> Iterator[str]:
+    if judge.kind == "text_classifier" and not (judge.train and judge.test):
+        yield f"the judge {judge.name} is a text classifier: it needs train and test files"
+    if judge.kind == "reward_model" and not (judge.reward_model and judge.test):
+        yield f"the judge {judge.name} is a reward model: it needs reward_model, and pairs in test"
+    if judge.kind == "reward_model" and not isinstance(stage, EvaluatePolicies):
+        yield f"the judge {judge.name} compares with answers of the reference, which evaluate_policies alone has"
 
 
 def _name_clashes(stage: EvaluatePolicies) -> Iterator[str]:
@@ -231,7 +270,7 @@ def fingerprint(recipe: Pipeline | Recipe, stage: AnyStage, known: Mapping[str, 
     settings = {
         "stage": stage.model_dump(mode="json"),
         "seed": stage.seed if stage.seed is not None else recipe.seed,
-        "precision": None if isinstance(stage, World | Prepare | Label) else recipe.precision,
+        "precision": None if isinstance(stage, World | Prepare | PreparePosts | Label) else recipe.precision,
     }
     inputs = []
     for one in references(stage, recipe):
@@ -245,7 +284,7 @@ def fingerprint(recipe: Pipeline | Recipe, stage: AnyStage, known: Mapping[str, 
 def file_fingerprint(path: Path) -> str:
     """A hash of a file, or of all files below a folder."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _counts(file))
     for file in files:
         facts = file.stat()
         digest.update(str(file.relative_to(path)).encode())
@@ -254,6 +293,11 @@ def file_fingerprint(path: Path) -> str:
         else:
             digest.update(f"{facts.st_size}/{facts.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def _counts(file: Path) -> bool:
+    """Whether a file of a folder may change what a stage makes of it; the card of a model does not."""
+    return file.is_file() and not (file.name == "README.md" and (file.parent / "config.json").is_file())
 
 
 # What is to be done

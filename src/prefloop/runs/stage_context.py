@@ -10,13 +10,17 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from prefloop.batches import TokenGroup
+from prefloop.contracts import RewardModel
 from prefloop.data.audit import Audit, prepare_groups
 from prefloop.data.chat_format import ChatFormat
+from prefloop.data.encoder_format import EncoderFormat, TextFormat
 from prefloop.data.sources import ReadResult, read_records, write_jsonl
 from prefloop.errors import ModelError, RunError
 from prefloop.models.backbone import Backbone, load_causal_model, load_reward_model, load_tokenizer
+from prefloop.models.encoder_rewards import EncoderRewardModel, is_encoder, load_encoder, load_encoder_tokenizer
 from prefloop.models.policy import Policy
 from prefloop.models.scalar_heads import ScalarModel
+from prefloop.rollouts.rewards import ModelReward
 from prefloop.runs.folder import Parent, RunFolder, json_text, replace_atomically
 from prefloop.runs.progress import Progress
 from prefloop.runs.stage_settings import Precision, PromptFormat, RecordKind, TooLong
@@ -58,12 +62,12 @@ class StageContext:
         return joined([self.read(reference, kind) for reference in references])
 
     def prepare(
-        self, found: ReadResult, chat_format: ChatFormat, *, max_length: int, too_long: TooLong, what: str
+        self, found: ReadResult, text_format: TextFormat, *, max_length: int, too_long: TooLong, what: str
     ) -> tuple[list[TokenGroup], list[Any]]:
         """Token groups and the records they came from, with the account shown and kept in audit.json."""
         groups, kept, audit = prepare_groups(
             found.records,
-            chat_format,
+            text_format,
             max_length=max_length,
             too_long=too_long,
             places=found.places,
@@ -83,6 +87,11 @@ class StageContext:
         shown = [line for line in audit.lines() if not line.startswith("example")][:4]
         for line in shown[: 2 + len(audit.dropped)]:
             self.progress.note(f"  {what}: {line.strip()}")
+
+    def tell_of_cut_texts(self, source: ModelReward[Any]) -> None:
+        """Says it aloud where a reward model could not read texts as a whole."""
+        if source.truncation:
+            self.progress.warn(f"{self.name}: {source.truncation}")
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes a JSONL file that other stages may read."""
@@ -138,16 +147,26 @@ def device() -> torch.device:
 
 def read_format(model: str, tokenizer: PreTrainedTokenizerFast, asked: PromptFormat | None) -> ChatFormat:
     """The format a model was trained with here, unless another is asked for; "auto" for models from elsewhere."""
+    return ChatFormat(tokenizer, prompt_format=asked or _stored_format(model))
+
+
+def _stored_format(model: str) -> PromptFormat:
     stored = Path(model) / FORMAT_FILE
-    if asked is None and stored.is_file():
-        asked = json.loads(stored.read_text(encoding="utf-8"))["prompt_format"]
-    return ChatFormat(tokenizer, prompt_format=asked or "auto")
+    return json.loads(stored.read_text(encoding="utf-8"))["prompt_format"] if stored.is_file() else "auto"
 
 
-def write_format(folder: Path, chat_format: ChatFormat) -> None:
+def write_format(folder: Path, text_format: TextFormat) -> None:
     """Records the format beside the weights."""
-    text = json_text({"prompt_format": chat_format.prompt_format}, indent=2) + "\n"
+    text = json_text({"prompt_format": text_format.prompt_format}, indent=2) + "\n"
     replace_atomically(folder / FORMAT_FILE, text)
+
+
+def require_model(model: str) -> None:
+    """Raises ModelError where a model's config or tokenizer cannot be had; its weights stay where they are."""
+    if is_encoder(model):
+        load_encoder_tokenizer(model)
+    else:
+        load_tokenizer(model)
 
 
 def read_policy(
@@ -155,8 +174,10 @@ def read_policy(
 ) -> tuple[Policy, ChatFormat]:
     """A language model with its tokenizer and format, on the accelerator where there is one.
 
-    Raises ModelError where none can be loaded, and for a classifier, whose head would be made up.
+    Raises ModelError where none can be loaded, for a classifier, whose head would be made up, and for an encoder.
     """
+    if is_encoder(model):
+        raise ModelError(f"{model} is an encoder, which cannot write text: it can be a reward model only")
     tokenizer = load_tokenizer(model)
     found = load_causal_model(model)
     if any(name.endswith("ForSequenceClassification") for name in found.config.architectures or ()):
@@ -165,8 +186,23 @@ def read_policy(
     return Policy(backbone, tokenizer), read_format(model, tokenizer, prompt_format)
 
 
-def read_reward_model(model: str, *, precision: Precision) -> tuple[ScalarModel, ChatFormat]:
-    """A reward model with its tokenizer and format."""
+def read_encoder(
+    model: str, *, seed: int, precision: Precision, prompt_format: PromptFormat | None = None
+) -> tuple[EncoderRewardModel, EncoderFormat]:
+    """An encoder to be trained as a reward model: its output layer is new and scores 0 everywhere."""
+    tokenizer = load_encoder_tokenizer(model)
+    text_format = EncoderFormat(tokenizer, prompt_format=prompt_format or _stored_format(model))
+    found = load_encoder(model, seed=seed).to(device())  # type: ignore[arg-type]
+    return EncoderRewardModel(found, tokenizer, precision=precision), text_format
+
+
+def read_reward_model(model: str, *, precision: Precision) -> tuple[RewardModel, TextFormat]:
+    """A trained reward model, decoder or encoder, with its format."""
+    if is_encoder(model):
+        tokenizer = load_encoder_tokenizer(model)
+        text_format = EncoderFormat(tokenizer, prompt_format=_stored_format(model))
+        encoder = load_reward_model(model).to(device())  # type: ignore[arg-type]
+        return EncoderRewardModel(encoder, tokenizer, precision=precision), text_format
     tokenizer = load_tokenizer(model)
     scalar = ScalarModel.from_classifier(load_reward_model(model).to(device()), tokenizer, precision=precision)  # type: ignore[arg-type]
     return scalar, read_format(model, tokenizer, None)

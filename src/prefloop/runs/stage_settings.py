@@ -10,6 +10,9 @@ from pydantic import Field
 
 from prefloop.algorithms import dpo, ppo, reward_modelling, sft
 from prefloop.contracts import Settings
+from prefloop.data.post_filters import PostFilters
+from prefloop.data.vote_pairs import PairRules
+from prefloop.models.from_scratch import Architecture, EncoderArchitecture
 
 Precision = Literal["float32", "bfloat16"]
 PromptFormat = Literal["auto", "chat", "plain", "raw"]
@@ -17,11 +20,9 @@ TooLong = Literal["drop", "truncate", "error"]
 RecordKind = Literal["text", "demonstrations", "pairs", "labelled", "prompts"]
 
 
-class FromScratch(Settings):
-    """A small model made on the spot, with a tokenizer trained on the stage's data."""
+class ModelSizes(Settings):
+    """How large a model is that is made on the spot, and its tokenizer."""
 
-    architecture: Literal["llama", "gpt2", "qwen2", "qwen3", "gpt_neox"] = "llama"
-    """The Hugging Face architecture."""
     hidden_size: int = Field(default=128, gt=0)
     """Width of the hidden states."""
     intermediate_size: int | None = None
@@ -36,6 +37,20 @@ class FromScratch(Settings):
     """Byte-pair tokens, special tokens and bytes included."""
     sentence_min_count: int | None = Field(default=None, gt=0)
     """Sentences that occur so often become one token each; none leaves them in words."""
+
+
+class FromScratch(ModelSizes):
+    """A small model made on the spot, with a tokenizer trained on the stage's data."""
+
+    architecture: Architecture = "llama"
+    """The Hugging Face architecture."""
+
+
+class RewardFromScratch(ModelSizes):
+    """A small reward model made on the spot, with a tokenizer of its own trained on the stage's data."""
+
+    architecture: EncoderArchitecture | Architecture = "distilbert"
+    """The Hugging Face architecture: an encoder, or a decoder."""
 
 
 class Lora(Settings):
@@ -101,8 +116,35 @@ class Prepare(Stage):
     """The split to read instead when the first one holds no usable label (some public test sets hide theirs)."""
     limit: int | None = Field(default=None, gt=0)
     """Rows to read at most."""
+    max_words: int | None = Field(default=None, gt=0)
+    """Rows with more words than this in the prompt and its longest answer together are dropped and counted."""
     shares: dict[str, float] = Field(default_factory=lambda: {"train": 1.0})
     """Output files and their shares of the prompts."""
+
+
+class PreparePosts(Stage):
+    """Reads dumps of posts and replies: prompts, answers to imitate, and pairs in which votes say what is better.
+
+    For each share NAME it writes NAME_prompts, NAME_demonstrations, NAME_summaries, NAME_pairs, NAME_comparisons and
+    NAME_labelled, each .jsonl, split by post.
+    """
+
+    kind: Literal["prepare_posts"]
+    sources: tuple[str, ...] = ()
+    """Dumps, and folders of dumps (.jsonl, .gz, .zst): Reddit submissions and comments, Stack Exchange questions with
+    their answers; none takes the pipeline's `data`."""
+    filters: PostFilters = PostFilters()
+    """Which posts and replies are used."""
+    pair_rules: PairRules = PairRules()
+    """How replies to one post make pairs."""
+    prompt: Literal["title", "title_and_text"] = "title_and_text"
+    """What of a post is the prompt."""
+    demonstrations_per_post: int = Field(default=1, ge=0)
+    """Answers of each post to imitate: those with most votes."""
+    least_demonstration_score: int = 1
+    """Votes that an answer to imitate must have."""
+    shares: dict[str, float] = Field(default_factory=lambda: {"train": 0.9, "test": 0.1})
+    """Names and their shares of the posts."""
 
 
 class Collect(Stage):
@@ -135,20 +177,52 @@ class Collect(Stage):
         return self.other_policy is not None or self.other_temperature is not None
 
 
+class Contrast(Stage):
+    """Preferences out of demonstrations: the data set's answer is accepted, a policy's own answer rejected.
+
+    Every prompt is asked once and counted: kept, equal to the data set's answer, empty, cut, too long, or unreadable.
+    """
+
+    kind: Literal["contrast"]
+    policy: str
+    """The model whose answers are rejected."""
+    demonstrations: str
+    """Prompts with the answers that are accepted."""
+    num_prompts: int | None = Field(default=None, gt=0)
+    """Prompts asked, the first of the file; none asks all."""
+    max_length: int = Field(default=512, gt=1)
+    """Longest prompt with either answer, in the policy's tokens; longer rows are left out."""
+    max_new_tokens: int = Field(default=64, gt=0)
+    """Where a sampled answer is cut."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling."""
+    cut_answers: Literal["drop", "keep"] = "drop"
+    """What happens to a sampled answer that was cut: its missing end would give it away."""
+    reward_model: str | None = None
+    """Chooses which of the two answers is accepted, by its score; none accepts the data set's."""
+    batch_size: int = Field(default=256, gt=0)
+    """Answers decoded together."""
+
+
 class Label(Stage):
     """Annotators choose between the two completions of every pair.
 
     Simulated ones are three characters who know the tutorials world's rubric: in this process, or over HTTP through the
-    very server that people use. People do it in the browser.
+    very server that people use. People do it in the browser. Votes are what people chose elsewhere: the voters of a
+    pair are one annotator, whoever asked and accepted one of the two answers another, and simulated readers of the
+    votes are named as such.
     """
 
     kind: Literal["label"]
     comparisons: str
     """Pairs to label."""
-    by: Literal["simulated", "simulated_over_http", "people"] = "simulated"
+    by: Literal["simulated", "simulated_over_http", "people", "votes"] = "simulated"
     """Who chooses."""
     slope: float = Field(default=3.0, gt=0)
-    """How sharply a difference in gold score decides: the slope of Bradley-Terry noise. Simulated annotators only."""
+    """How sharply a difference in gold score (of simulated readers: in the logarithm of votes) decides: the slope of
+    Bradley-Terry noise. Simulated annotators only."""
+    simulated_readers: int = Field(default=0, ge=0)
+    """Simulated annotators who read the votes and err the more, the closer these are. Votes only."""
     annotators_per_pair: int = Field(default=1, ge=1)
     """How many people choose between the answers of each pair. People only; of simulated annotators all three do."""
     enough_pairs: int = Field(default=20, ge=1)
@@ -162,14 +236,21 @@ class Label(Stage):
 class Judge(Settings):
     """Who says whether a completion is a success. No training stage may read it."""
 
-    kind: Literal["rubric", "text_classifier"]
-    """The tutorials world's rubric, or a TF-IDF classifier fitted on labelled texts."""
+    kind: Literal["rubric", "text_classifier", "reward_model"]
+    """The tutorials world's rubric, a TF-IDF classifier fitted on labelled texts, or a reward model: a success is
+    then a higher score than another answer of the reference to the same prompt."""
     train: tuple[str, ...] = ()
-    """Labelled texts the classifier is fitted on."""
-    test: str | None = None
-    """Labelled texts its own accuracy is stated on."""
+    """Labelled texts the classifier is fitted on. Where these answer prompts, it reads answers only."""
+    test: str | tuple[str, ...] | None = None
+    """Labelled texts (of a reward model: pairs) its own accuracy is stated on."""
+    reward_model: str | None = None
+    """The reward model that judges; one that was trained on other pairs than the policies learned from."""
     name: str = "judge"
     """What the report calls it."""
+
+    @property
+    def test_files(self) -> tuple[str, ...]:
+        return (self.test,) if isinstance(self.test, str) else self.test or ()
 
 
 class EvaluatePolicies(Stage):
@@ -212,6 +293,10 @@ class EvaluateReward(Stage):
     """Held-out preference pairs, or labelled texts."""
     train_pairs: tuple[str, ...] = ()
     """The pairs that surface baselines (length, bag of words) are fitted on."""
+    label_agreement: float | None = Field(default=None, ge=0, le=1)
+    """How often two people choose the same answer of such a pair: sets the ceiling that label noise allows."""
+    agreement_of: str | None = None
+    """Takes it from a label stage instead: its `agreement.json`."""
     reported_as: str | None = None
     """Names the figures among `reward_models` of the summary; none makes them the summary's `reward_model`."""
 
@@ -239,7 +324,10 @@ class RewardStage(TrainingStage):
 
     kind: Literal["reward_modelling"]
     model: str | None = None
-    """The model whose body the reward model starts from; none takes the pipeline's `model`."""
+    """The model whose body the reward model starts from, a decoder or an encoder; none takes the pipeline's `model`,
+    unless `from_scratch` is set."""
+    from_scratch: RewardFromScratch | None = None
+    """Make a small model instead."""
     train: tuple[str, ...] = Field(min_length=1)
     """Files of preference pairs or labelled texts."""
     evaluate: str | None = None
@@ -278,8 +366,9 @@ class PPOStage(TrainingStage):
     """The model that scores completions."""
     reward: Literal["model", "shuffled", "constant"] = "model"
     """The scores as they are, or a control: handed to the wrong completions, or all the same."""
-    critic_from: Literal["reward_model", "policy"] = "reward_model"
-    """Whose body the critic starts from; its head starts at zero."""
+    critic_from: Literal["reward_model", "policy"] | None = None
+    """Whose body the critic starts from; its head starts at zero. None takes the reward model's where the critic can
+    run on it (a decoder with the policy's tokens, or an adapter on its base), and else the policy's."""
     prompts: str | None = None
     """Prompts to answer; none asks for texts that begin at the start token."""
     evaluation_prompts: str | None = None
@@ -295,7 +384,9 @@ class PPOStage(TrainingStage):
 AnyStage = Annotated[
     World
     | Prepare
+    | PreparePosts
     | Collect
+    | Contrast
     | Label
     | SFTStage
     | RewardStage
@@ -326,6 +417,8 @@ class Pipeline(Settings):
     """What happens, in this order."""
     next_commands: tuple[str, ...] = ()
     """Printed at the end; {folder} stands for the run's folder."""
+    license: str | None = None
+    """The licence of the trained models, for their cards; none says "unknown"."""
 
 
 class Recipe(Settings):
@@ -339,5 +432,7 @@ class Recipe(Settings):
     """The model to start from when the stage names none."""
     precision: Precision = "float32"
     """Computing precision."""
+    license: str | None = None
+    """The licence of the trained model, for its card; none says "unknown"."""
     stage: Annotated[SFTStage | RewardStage | DPOStage | PPOStage, Field(discriminator="kind")]
     """What to train."""

@@ -1,7 +1,6 @@
 """The stages that make data: the embedded world, reading a data set, collecting pairs."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -15,13 +14,23 @@ from prefloop.collection.pairs import (
     comparison_to_row,
     most_different,
 )
-from prefloop.contracts import Sampling
+from prefloop.contracts import RewardModel, Sampling
 from prefloop.data.chat_format import ChatFormat
+from prefloop.data.record_forms import Record
 from prefloop.data.sources import ReadResult, read_records, record_to_row
 from prefloop.data.splits import leakage, split_by_prompt
 from prefloop.errors import DataError, NothingUsableError
 from prefloop.randomness import batch_indices, derived_seed, python_random
-from prefloop.records import Comparison, Completion, Prompt
+from prefloop.records import (
+    Comparison,
+    Completion,
+    Demonstration,
+    LabelledText,
+    PreferencePair,
+    Prompt,
+    TextExample,
+    prompt_text,
+)
 from prefloop.rollouts.generate import PolicyGenerator
 from prefloop.rollouts.rewards import ModelReward
 from prefloop.runs.folder import RunFolder
@@ -61,14 +70,17 @@ def run_prepare(settings: Prepare, context: StageContext) -> None:
             raise
         context.progress.warn(f"{problem} The split {settings.split_if_unlabelled} is read instead.")
         found = _read(settings, context.resolve(source), settings.split_if_unlabelled)
-    parts = split_by_prompt(found.records, shares=settings.shares, seed=context.seed)
-    for name, records in parts.items():
-        if not records:
+    records = _short_enough(found.records, settings.max_words)
+    parts = split_by_prompt(records, shares=settings.shares, seed=context.seed)
+    for name, part in parts.items():
+        if not part:
             raise DataError(f"the part {name} of {source} is empty: give it a larger share or more rows")
-        context.write_rows(f"{name}.jsonl", map(record_to_row, records))
-    lines = [f"{found.rows_read:,} rows read from {source}, {len(found.records):,} used"]
-    lines += [f"  dropped {count:,}: {reason}" for reason, count in found.dropped.items()]
-    lines += [f"{name}: {len(records):,}" for name, records in parts.items()]
+        context.write_rows(f"{name}.jsonl", map(record_to_row, part))
+    too_long = {f"more than {settings.max_words} words": len(found.records) - len(records)}
+    dropped = found.dropped | {reason: count for reason, count in too_long.items() if count}
+    lines = [f"{found.rows_read:,} rows read from {source}, {len(records):,} used"]
+    lines += [f"  dropped {count:,}: {reason}" for reason, count in dropped.items()]
+    lines += [f"{name}: {len(part):,}" for name, part in parts.items()]
     lines += [
         f"prompts that {first} and {second} share: {leakage(parts[first], parts[second])}"
         for first, second in combinations(parts, 2)
@@ -77,6 +89,27 @@ def run_prepare(settings: Prepare, context: StageContext) -> None:
     context.write_json("audit.json", {"lines": lines, "files": files})
     for line in lines:
         context.progress.note(f"  {line.strip()}")
+
+
+def _short_enough(records: list[Any], max_words: int | None) -> list[Any]:
+    """The records of at most so many words, in prompt and longest answer together."""
+    if max_words is None:
+        return records
+    return [record for record in records if _num_words(record) <= max_words]
+
+
+def _num_words(record: Record) -> int:
+    match record:
+        case Demonstration():
+            texts = [record.completion]
+        case PreferencePair():
+            texts = [record.chosen, record.rejected]
+        case TextExample() | LabelledText():
+            texts = [record.text]
+        case _:
+            return len(prompt_text(record).split())
+    prompt = "" if isinstance(record, TextExample) else prompt_text(record.prompt)
+    return len(prompt.split()) + max(len(text.split()) for text in texts)
 
 
 def _read(settings: Prepare, source: str, split: str | None) -> ReadResult:
@@ -107,7 +140,7 @@ class _Writer:
 def run_collect(settings: Collect, context: StageContext) -> None:
     """Writes comparisons.jsonl. Prompts are walked through in a new order again and again."""
     writers = _writers(settings, context)
-    score = _reward_models(settings, context, writers[0].generator.chat_format)
+    scorers = _scorers(settings, context, writers[0].generator.chat_format)
     prompts = context.read(settings.prompts, "prompts").records
     rows = batch_indices(context.seed, "collected prompts", 0, length=len(prompts), batch_size=settings.num_pairs)
     chunk = max(1, 4 * settings.batch_size // settings.candidates_per_prompt)
@@ -123,7 +156,7 @@ def run_collect(settings: Collect, context: StageContext) -> None:
                 pair = most_different(*candidates)
                 if pair is not None:
                     made.append(_comparison(f"{context.name}-{number:06d}", prompt, pair, writers, context.seed))
-            comparisons += score(made)
+            comparisons += _with_margins(made, scorers)
             done = min(start + chunk, len(rows))
             context.progress.update(done, {"pairs": len(comparisons), "left_out": done - len(comparisons)})
     if not comparisons:
@@ -131,6 +164,8 @@ def run_collect(settings: Collect, context: StageContext) -> None:
             "no prompt got two different answers, so there is nothing to choose between: "
             "raise the temperature or candidates_per_prompt"
         )
+    for scorer in scorers:
+        context.tell_of_cut_texts(scorer)
     context.write_rows("comparisons.jsonl", map(comparison_to_row, comparisons))
     context.progress.note(
         f"  {len(comparisons):,} pairs; {len(rows) - len(comparisons):,} prompts left out: no two answers differed"
@@ -182,35 +217,32 @@ def _comparison(
     return comparison.swap() if swaps else comparison
 
 
-def _reward_models(
-    settings: Collect, context: StageContext, policy_format: ChatFormat
-) -> Callable[[list[Comparison]], list[Comparison]]:
-    """What adds margins (score of left minus score of right) to pairs, and the spread of several models' margins."""
-    models = [
+def _scorers(settings: Collect, context: StageContext, policy_format: ChatFormat) -> list[ModelReward[RewardModel]]:
+    return [
         ModelReward(*read_reward_model(context.resolve(name), precision=context.precision), policy_format=policy_format)
         for name in settings.reward_models
     ]
 
-    def scored(comparisons: list[Comparison]) -> list[Comparison]:
-        if not models or not comparisons:
-            return comparisons
-        prompts = [one.prompt for one in comparisons]
-        margins = np.array(
-            [
-                np.subtract(
-                    model.score(prompts, [one.left for one in comparisons]),
-                    model.score(prompts, [one.right for one in comparisons]),
-                )
-                for model in models
-            ]
-        )
-        measured = zip(comparisons, margins.mean(axis=0).tolist(), margins.std(axis=0).tolist(), strict=True)
-        return [
-            replace(one, details={**one.details, "margin": margin, "disagreement": spread if len(models) > 1 else None})
-            for one, margin, spread in measured
-        ]
 
-    return scored
+def _with_margins(comparisons: list[Comparison], scorers: list[ModelReward[RewardModel]]) -> list[Comparison]:
+    """The pairs with their margins (score of left minus score of right), and the spread of several models' margins."""
+    if not scorers or not comparisons:
+        return comparisons
+    prompts = [one.prompt for one in comparisons]
+    margins = np.array(
+        [
+            np.subtract(
+                model.score(prompts, [one.left for one in comparisons]),
+                model.score(prompts, [one.right for one in comparisons]),
+            )
+            for model in scorers
+        ]
+    )
+    measured = zip(comparisons, margins.mean(axis=0).tolist(), margins.std(axis=0).tolist(), strict=True)
+    return [
+        replace(one, details={**one.details, "margin": margin, "disagreement": spread if len(scorers) > 1 else None})
+        for one, margin, spread in measured
+    ]
 
 
 def read_comparisons(path: str) -> list[Comparison]:

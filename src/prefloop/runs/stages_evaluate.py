@@ -1,5 +1,6 @@
 """The stages that measure: reward models against held-out choices, policies against a judge that trained nobody."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from prefloop.batches import TokenGroup
-from prefloop.contracts import RewardSource, Sample, Sampling
+from prefloop.contracts import RewardModel, RewardSource, Sample, Sampling
 from prefloop.data.chat_format import ChatFormat
 from prefloop.data.packing import micro_batches, pack
 from prefloop.data.row_files import Problems, read_file
@@ -23,9 +24,9 @@ from prefloop.randomness import derived_seed
 from prefloop.records import Completion, LabelledText, PreferencePair, Prompt, prompt_text
 from prefloop.rollouts.generate import PolicyGenerator
 from prefloop.rollouts.rewards import ModelReward
-from prefloop.runs.judges import make_judge
+from prefloop.runs.judges import ComparingJudge, make_comparing_judge, make_judge
 from prefloop.runs.stage_context import StageContext, read_policy, read_reward_model
-from prefloop.runs.stage_settings import EvaluatePolicies, EvaluateReward
+from prefloop.runs.stage_settings import EvaluatePolicies, EvaluateReward, Judge
 from prefloop.runs.stages_data import read_comparisons
 from prefloop.worlds import tutorials
 
@@ -50,9 +51,16 @@ def run_evaluate_reward(settings: EvaluateReward, context: StageContext) -> None
     prompts = [pair.prompt for pair in pairs]
     chosen = source.score(prompts, [Completion(pair.chosen, ended=pair.chosen_ended) for pair in pairs])
     rejected = source.score(prompts, [Completion(pair.rejected, ended=pair.rejected_ended) for pair in pairs])
-    report = reward_report(chosen, rejected, clusters=[prompt_text(prompt) for prompt in prompts], seed=context.seed)
+    report = reward_report(
+        chosen,
+        rejected,
+        clusters=[prompt_text(prompt) for prompt in prompts],
+        seed=context.seed,
+        agreement=_label_agreement(settings, context),
+    )
     figures = {**report.to_json(), "against": against, "num_gold_ties_left_out": left_out}
-    figures |= _baselines(settings, context, pairs)
+    figures |= {"num_truncated": source.num_truncated, **_baselines(settings, context, pairs)}
+    context.tell_of_cut_texts(source)
     context.write_json("summary.json", {"reward_model": figures})
     low, high = figures["accuracy_ci95"]
     by_length = figures.get("length_only_accuracy")
@@ -60,6 +68,13 @@ def run_evaluate_reward(settings: EvaluateReward, context: StageContext) -> None
         f"  orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs "
         f"as {against} does" + (f"; by length alone {by_length:.1%}" if by_length is not None else "")
     )
+
+
+def _label_agreement(settings: EvaluateReward, context: StageContext) -> float | None:
+    """How often two annotators agree: as it is set, as a label stage found it, or unknown."""
+    if settings.agreement_of is None:
+        return settings.label_agreement
+    return json.loads(Path(context.resolve(settings.agreement_of)).read_text(encoding="utf-8"))["percent_agreement"]
 
 
 def _holds_labels(source: str) -> bool:
@@ -87,12 +102,14 @@ def _gold_ordered(path: str) -> tuple[list[PreferencePair], str, int]:
     return pairs, "the gold order", len(comparisons) - len(pairs)
 
 
-def _evaluate_on_texts(source: RewardSource, context: StageContext, reference: str) -> None:
+def _evaluate_on_texts(source: ModelReward[RewardModel], context: StageContext, reference: str) -> None:
     """The same summary.json for labelled texts."""
     records = cast("list[LabelledText]", context.read(reference, "labelled").records)
     scores = source.score([one.prompt for one in records], [Completion(one.text) for one in records])
     figures = classifier_report(scores, [one.label for one in records]).to_json()
-    context.write_json("summary.json", {"reward_model": {**figures, "against": "held-out labels"}})
+    figures |= {"num_truncated": source.num_truncated, "against": "held-out labels"}
+    context.tell_of_cut_texts(source)
+    context.write_json("summary.json", {"reward_model": figures})
     context.progress.note(f"  classifies {figures['accuracy']:.1%} of {figures['n']:,} held-out texts")
 
 
@@ -137,13 +154,20 @@ def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> 
 
     Every policy gets the same prompts and random numbers.
     """
-    judge, facts = make_judge(settings.judge, context)
-    second, second_facts = make_judge(settings.second_judge, context) if settings.second_judge else (None, None)
-    reference, _ = _load(settings.policies[settings.reference], context)
+    reference, reference_format = _load(settings.policies[settings.reference], context)
+    prompts = _repeated(settings, context)
+
+    def judge_of(one: Judge) -> tuple[RewardSource, dict[str, Any]]:
+        if one.kind != "reward_model":
+            return make_judge(one, context)
+        opponents = _opponents(settings, prompts, reference, reference_format, seed=context.seed)
+        return make_comparing_judge(one, context, prompts=prompts, opponents=opponents, reference=settings.reference)
+
+    judge, facts = judge_of(settings.judge)
+    second, second_facts = judge_of(settings.second_judge) if settings.second_judge else (None, None)
     reward = None
     if settings.reward_model is not None:
         reward = ModelReward(*read_reward_model(context.resolve(settings.reward_model), precision=context.precision))
-    prompts = _repeated(settings, context)
     sampling = Sampling(settings.max_new_tokens)
     shared = _Evaluation(prompts, judge, facts["name"], second, reward, reference, sampling, context.seed)
     answers: dict[str, Answers] = {}
@@ -152,6 +176,8 @@ def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> 
         for name, found in _all_answers(settings, shared, context):
             answers[name] = found
             context.progress.update(len(answers), {"success_rate": found.figures["success_rate"]})
+    if reward is not None:
+        context.tell_of_cut_texts(reward)
     for name, found in answers.items():
         context.folder.append_samples(0, _samples(prompts, found, settings.num_shown), kind=name)
     summary = {
@@ -189,6 +215,17 @@ def _repeated(settings: EvaluatePolicies, context: StageContext) -> list[Prompt]
     return [prompts[number % len(prompts)] for number in range(settings.num_samples)]
 
 
+def _opponents(
+    settings: EvaluatePolicies, prompts: Sequence[Prompt], reference: Policy, chat_format: ChatFormat, *, seed: int
+) -> list[Completion]:
+    """Answers of the reference by random numbers that no policy is measured with."""
+    ids = [chat_format.prompt_ids(prompt) for prompt in prompts]
+    random = torch.Generator().manual_seed(derived_seed(seed, "opponents"))
+    return PolicyGenerator(reference, chat_format).generate(
+        ids, sampling=Sampling(settings.max_new_tokens), random=random
+    )
+
+
 def _generate(
     shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: int, sampling: Sampling
 ) -> list[Completion]:
@@ -222,6 +259,8 @@ def _measured(shared: _Evaluation, completions: list[Completion], kl: list[float
     successes = shared.judge.score(shared.prompts, completions)
     scores = shared.reward.score(shared.prompts, completions) if shared.reward is not None else None
     figures = policy_figures(completions, successes, kl_per_sequence=kl, scores=scores, judged_by=shared.judged_by)
+    if isinstance(shared.judge, ComparingJudge):
+        figures["is_win_rate"] = True
     if shared.second_judge is not None:
         second = shared.second_judge.score(shared.prompts, completions)
         figures["second_judge_rate"] = sum(second) / len(second)

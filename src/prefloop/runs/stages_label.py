@@ -21,6 +21,7 @@ from prefloop.collection.label_client import LabelClient, label_everything
 from prefloop.collection.label_records import LabelEvent, ProjectSettings, StoredPair
 from prefloop.collection.pairs import label_rows
 from prefloop.collection.store import LabelStore, open_store
+from prefloop.collection.vote_annotators import PEOPLE, vote_labels
 from prefloop.data.sources import record_to_row
 from prefloop.errors import RunError
 from prefloop.records import Comparison
@@ -39,12 +40,17 @@ def run_label(settings: Label, context: StageContext) -> None:
     """Writes labels.jsonl, preferences.jsonl and agreement.json; labels given through a server stay in their store.
 
     Simulated annotators over HTTP leave labels.db in the stage's folder, which is made anew with the stage. People's
-    labels are kept in the pipeline's folder, as <stage>_labels.db, where no other run of the stage removes them.
+    labels are kept in the pipeline's folder, as <stage>_labels.db, where no other run of the stage removes them. With
+    votes, agreement.json also says under `people` how far voters and askers agree, the simulated readers left out.
     """
     comparisons = read_comparisons(context.resolve(settings.comparisons))
     if settings.by == "simulated":
         labels = label_pairs(comparisons, cast(tutorials.gold_score, slope=settings.slope), seed=context.seed)
         left_share = left_as_displayed_share(labels, seed=context.seed)
+    elif settings.by == "votes":
+        readers = settings.simulated_readers
+        labels = vote_labels(comparisons, num_readers=readers, slope=settings.slope, seed=context.seed)
+        left_share: dict[str, float] = {}  # Nobody was shown a left side.
     else:
         num_read = len(comparisons)
         comparisons = showable(comparisons)
@@ -64,10 +70,21 @@ def run_label(settings: Label, context: StageContext) -> None:
         "num_preferences": len(aggregation.pairs),
         "left_as_displayed_share": left_share,
     }
+    if settings.by == "votes":
+        figures["people"] = asdict(_people_alone(labels, context))
     context.write_json("agreement.json", figures)
     names = ", ".join(dict.fromkeys(one.annotator for one in labels))
     told = [f"{report.num_labels:,} choices on {report.num_pairs:,} pairs by {names}", _agreement_text(report)]
     context.progress.note("  " + "; ".join(part for part in told if part))
+
+
+def _people_alone(labels: Sequence[LabelRecord], context: StageContext) -> AgreementReport:
+    """How far voters and askers agree, without anybody who is simulated."""
+    report = agreement_report([one for one in labels if one.annotator in PEOPLE], seed=context.seed)
+    if report.num_compared_pairs:
+        compared = f"{report.num_compared_pairs:,} pairs have both voters and an asker"
+        context.progress.note(f"  {compared}: {_agreement_text(report)}")
+    return report
 
 
 def _labels_over_http(settings: Label, context: StageContext, comparisons: Sequence[Comparison]) -> list[LabelEvent]:

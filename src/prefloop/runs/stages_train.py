@@ -5,38 +5,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from peft import LoraConfig
+from transformers.pytorch_utils import Conv1D
 
 from prefloop.algorithms.dpo import DPO
 from prefloop.algorithms.ppo import PPO
 from prefloop.algorithms.reward_modelling import RewardModelling
 from prefloop.algorithms.sft import SFT
-from prefloop.contracts import Algorithm, RewardSource
+from prefloop.contracts import Algorithm, RewardModel, RewardSource
 from prefloop.data.chat_format import ChatFormat
+from prefloop.data.encoder_format import TextFormat
 from prefloop.errors import ModelError, SettingsError
 from prefloop.evaluation.overoptimisation import overoptimisation_alarms
 from prefloop.models.adapters import base_fingerprint, fits, load_adapter, save_adapter
 from prefloop.models.backbone import Backbone
-from prefloop.models.from_scratch import new_model, train_tokenizer
+from prefloop.models.encoder_rewards import is_encoder
 from prefloop.models.policy import Policy, probe
 from prefloop.models.scalar_heads import ScalarModel
 from prefloop.models.update import OptimizerSettings
-from prefloop.records import Demonstration, LabelledText, PreferencePair, Prompt, TextExample, prompt_text
+from prefloop.records import LabelledText, PreferencePair, Prompt
 from prefloop.rollouts.generate import PolicyGenerator
 from prefloop.rollouts.rewards import ConstantReward, ModelReward, ShuffledReward
 from prefloop.runs.drive import DriveSettings, drive
 from prefloop.runs.judges import make_judge
+from prefloop.runs.model_card import write_card
+from prefloop.runs.new_models import new_policy, new_reward_model
 from prefloop.runs.stage_context import (
     StageContext,
-    device,
-    read_format,
+    read_encoder,
     read_policy,
     read_reward_model,
     write_format,
 )
 from prefloop.runs.stage_settings import (
     DPOStage,
-    FromScratch,
     Lora,
     PPOStage,
     RewardStage,
@@ -54,7 +57,10 @@ LEARNING_RATES = ("learning_rate", "critic_learning_rate")
 def run_sft(settings: SFTStage, context: StageContext) -> None:
     found = context.read_all(settings.train, settings.records)
     if settings.from_scratch is not None:
-        policy, chat_format = _from_scratch(settings.from_scratch, settings, found.records, context)
+        precision = settings.precision or context.precision
+        policy, chat_format = new_policy(
+            settings.from_scratch, found.records, context, precision=precision, prompt_format=settings.prompt_format
+        )
     else:
         policy, chat_format = _policy(_model_name(settings.model, context), settings, context)
     _train_adapter(policy, settings.lora, seed=context.seed)
@@ -67,7 +73,7 @@ def run_sft(settings: SFTStage, context: StageContext) -> None:
     algorithm = SFT(
         policy,
         groups,
-        config=_for_width(settings.training, policy.backbone, context),
+        config=_for_width(settings.training, policy.backbone.width, context),
         seed=context.seed,
         evaluation_groups=held_out,
     )
@@ -75,35 +81,31 @@ def run_sft(settings: SFTStage, context: StageContext) -> None:
 
 
 def run_reward_modelling(settings: RewardStage, context: StageContext) -> None:
-    source = _model_name(settings.model, context)
-    policy, chat_format = _policy(source, settings, context)
-    model = ScalarModel(policy.backbone, policy.tokenizer)
-    fingerprint = base_fingerprint(policy.backbone) if settings.lora else ""
-    if settings.lora is not None:
-        model.backbone.add_adapter(REWARD, _lora_config(settings.lora), seed=context.seed)
-        model.adapter = REWARD
-    groups, kept = _groups(
-        context.read_all(settings.train, settings.records), chat_format, settings, context, "training data"
-    )
+    read = context.read_all(settings.train, settings.records)
+    model, text_format = _untrained_reward_model(settings, read.records, context)
+    groups, kept = _groups(read, text_format, settings, context, "training data")
     held_out: tuple[list[Any], list[Any]] = ([], [])
     if settings.evaluate is not None:
         found = context.read(settings.evaluate, settings.records)
-        held_out = _groups(found, chat_format, settings, context, "held-out data")
+        held_out = _groups(found, text_format, settings, context, "held-out data")
+    language_model = None
+    if isinstance(model, ScalarModel):
+        language_model = Policy(model.backbone, model.tokenizer, adapter=model.adapter)
     algorithm = RewardModelling(
         model,
         groups,
         [_target(record) for record in kept],
-        config=_for_width(settings.training, policy.backbone, context),
+        config=_for_width(settings.training, model.width, context),
         seed=context.seed,
         evaluation_groups=held_out[0],
         evaluation_targets=[_target(record) for record in held_out[1]],
-        language_model=Policy(policy.backbone, policy.tokenizer, adapter=model.adapter),
+        language_model=language_model,
     )
-    _run(algorithm, settings, context, chat_format)
-    if model.adapter is not None:
-        save_adapter(
-            model.backbone, REWARD, context.path / "final" / "adapter", head=model.head, fingerprint=fingerprint
-        )
+    _run(algorithm, settings, context, text_format)
+    if isinstance(model, ScalarModel) and model.adapter is not None:
+        place = context.path / "final" / "adapter"
+        # The base's weights stay as they are under LoRA.
+        save_adapter(model.backbone, REWARD, place, head=model.head, fingerprint=base_fingerprint(model.backbone))
 
 
 def run_dpo(settings: DPOStage, context: StageContext) -> None:
@@ -119,7 +121,7 @@ def run_dpo(settings: DPOStage, context: StageContext) -> None:
         reference,
         groups,
         [record.agreement for record in kept],
-        config=_for_width(settings.training, policy.backbone, context),
+        config=_for_width(settings.training, policy.backbone.width, context),
         seed=context.seed,
         evaluation_groups=held_out[0],
         evaluation_agreement=[record.agreement for record in held_out[1]],
@@ -131,18 +133,19 @@ def run_ppo(settings: PPOStage, context: StageContext) -> None:
     policy, chat_format = _policy(context.resolve(settings.policy), settings, context)
     reference = _reference(policy, settings.reference, settings, context)
     _train_adapter(policy, settings.lora, seed=context.seed)
-    critic, reward = _critic_and_reward(policy, chat_format, settings, context)
+    scores, shared = _reward_of(policy, chat_format, settings, context)
+    critic = _critic(policy, scores.model, settings, shared=shared, context=context)
     prompts = _prompts(settings.prompts, context)
     watched = _prompts(settings.evaluation_prompts, context) if settings.evaluation_prompts else prompts
     algorithm = PPO(
         policy,
         reference,
         critic,
-        reward,
+        _as_asked(scores, settings, seed=context.seed),
         PolicyGenerator(policy, chat_format, batch_size=settings.generation_batch_size),
         prompts,
         [chat_format.prompt_ids(prompt) for prompt in prompts],
-        config=_for_width(settings.training, policy.backbone, context),
+        config=_for_width(settings.training, policy.backbone.width, context),
         seed=context.seed,
         evaluation_prompts=watched,
         evaluation_prompt_ids=[chat_format.prompt_ids(prompt) for prompt in watched],
@@ -150,9 +153,10 @@ def run_ppo(settings: PPOStage, context: StageContext) -> None:
     )
     _run(algorithm, settings, context, chat_format)
     _raise_alarms(context, num_watched=len(algorithm.evaluation_prompts))
+    context.tell_of_cut_texts(scores)
 
 
-def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, chat_format: ChatFormat) -> None:
+def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, text_format: TextFormat) -> None:
     """The loop, then final/: staged and renamed, so that what is there is whole."""
     result = drive(
         algorithm,
@@ -172,7 +176,8 @@ def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, c
         if abandoned.exists():
             shutil.rmtree(abandoned)
     algorithm.trained().save(staging)
-    write_format(staging, chat_format)
+    write_format(staging, text_format)
+    write_card(context.path, staging)
     staging.rename(final)
     context.folder.add_output("final", final)
 
@@ -202,9 +207,9 @@ def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
 
 
 def _groups(
-    found: Any, chat_format: ChatFormat, settings: TrainingStage, context: StageContext, what: str
+    found: Any, text_format: TextFormat, settings: TrainingStage, context: StageContext, what: str
 ) -> tuple[list[Any], list[Any]]:
-    return context.prepare(found, chat_format, max_length=settings.max_length, too_long=settings.too_long, what=what)
+    return context.prepare(found, text_format, max_length=settings.max_length, too_long=settings.too_long, what=what)
 
 
 def _target(record: PreferencePair | LabelledText) -> float:
@@ -230,13 +235,46 @@ def _policy(model: str, settings: TrainingStage, context: StageContext) -> tuple
     policy, chat_format = read_policy(
         model, precision=settings.precision or context.precision, prompt_format=settings.prompt_format
     )
-    limit = policy.backbone.max_length
+    _require_positions(policy.backbone.max_length, model, settings)
+    probe(policy)
+    return policy, chat_format
+
+
+def _require_positions(limit: int | None, model: str, settings: TrainingStage) -> None:
     if limit is not None and settings.max_length > limit:
         raise SettingsError(
             f"max_length is {settings.max_length}, but {model} has {limit} positions: set max_length={limit}"
         )
-    probe(policy)
-    return policy, chat_format
+
+
+def _untrained_reward_model(
+    settings: RewardStage, records: Sequence[Any], context: StageContext
+) -> tuple[RewardModel, TextFormat]:
+    """A decoder or an encoder, from elsewhere or new, whose output says 0."""
+    precision = settings.precision or context.precision
+    model: RewardModel
+    text_format: TextFormat
+    if settings.from_scratch is not None:
+        name = f"the new {settings.from_scratch.architecture}"
+        model, text_format = new_reward_model(
+            settings.from_scratch, records, context, precision=precision, prompt_format=settings.prompt_format
+        )
+    else:
+        name = _model_name(settings.model, context)
+        if is_encoder(name):
+            model, text_format = read_encoder(
+                name, seed=context.seed, precision=precision, prompt_format=settings.prompt_format
+            )
+        else:
+            policy, text_format = _policy(name, settings, context)
+            model = ScalarModel(policy.backbone, policy.tokenizer)
+    _require_positions(model.max_length, name, settings)
+    if settings.lora is not None:
+        if not isinstance(model, ScalarModel):
+            raise SettingsError(f"{name} is an encoder, and lora adapts decoders only: leave lora out")
+        model.backbone.add_adapter(REWARD, _lora_config(settings.lora, model.backbone), seed=context.seed)
+        model.adapter = REWARD
+    return model, text_format
 
 
 def _reference(policy: Policy, model: str | None, settings: TrainingStage, context: StageContext) -> Policy:
@@ -257,104 +295,107 @@ def _reference(policy: Policy, model: str | None, settings: TrainingStage, conte
 SettingsType = TypeVar("SettingsType", bound=OptimizerSettings)
 
 
-def _for_width(training: SettingsType, backbone: Backbone, context: StageContext) -> SettingsType:
+def _for_width(training: SettingsType, width: int, context: StageContext) -> SettingsType:
     """The settings, with learning rates scaled to the model's width where they name the width they are meant for."""
-    if training.learning_rate_width is None or training.learning_rate_width == backbone.width:
+    if training.learning_rate_width is None or training.learning_rate_width == width:
         return training
-    factor = training.learning_rate_width / backbone.width
+    factor = training.learning_rate_width / width
     rates = {name: value for name, value in training.model_dump().items() if name in LEARNING_RATES}
     scaled = {name: value * factor for name, value in rates.items()}
     shown = ", ".join(f"{name} {value:.2g}" for name, value in scaled.items())
-    context.progress.note(f"  scaled to the model's width of {backbone.width}: {shown}")
+    context.progress.note(f"  scaled to the model's width of {width}: {shown}")
     return training.model_copy(update=scaled)
 
 
 def _train_adapter(policy: Policy, lora: Lora | None, *, seed: int) -> None:
     if lora is not None:
-        policy.backbone.add_adapter(POLICY, _lora_config(lora), seed=seed)
+        policy.backbone.add_adapter(POLICY, _lora_config(lora, policy.backbone), seed=seed)
         policy.adapter = POLICY
 
 
-def _lora_config(lora: Lora) -> LoraConfig:
+def _lora_config(lora: Lora, backbone: Backbone) -> LoraConfig:
+    """PEFT's settings. Raises SettingsError for layers that the model does not have, naming those it has."""
     targets = list(lora.target_modules) if lora.target_modules else None
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
+    # GPT-2 keeps its weights the other way round, in a layer of its own.
+    is_transposed = any(isinstance(module, Conv1D) for module in backbone.body.modules())
+    layers = {
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in backbone.body.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and ".lora_" not in name
+    }
+    strangers = [target for target in targets or () if target not in layers]
+    if strangers:
+        raise SettingsError(
+            f"lora.target_modules names {', '.join(strangers)}, which {type(backbone.model).__name__} does not have: "
+            f"choose among {', '.join(sorted(layers))}"
+        )
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=is_transposed
+    )
 
 
-def _critic_and_reward(
+def _reward_of(
     policy: Policy, chat_format: ChatFormat, settings: PPOStage, context: StageContext
-) -> tuple[ScalarModel, RewardSource]:
-    """The critic and the scores. With LoRA both live on the policy's backbone where the reward model's adapter fits."""
-    precision = settings.precision or context.precision
+) -> tuple[ModelReward[RewardModel], bool]:
+    """The reward model's scores, and whether it lives on the policy's backbone: with LoRA, where its adapter fits."""
     place = context.resolve(settings.reward_model)
     adapter = Path(place) / "adapter"
+    reward_model: RewardModel
+    reward_format: TextFormat
     shared = settings.lora is not None and fits(adapter, base_fingerprint(policy.backbone))
     if shared:
         head = load_adapter(policy.backbone, REWARD, adapter)
         reward_model = ScalarModel(policy.backbone, policy.tokenizer, adapter=REWARD, head=head)
         reward_format = chat_format
     else:
-        reward_model, reward_format = read_reward_model(place, precision=precision)
-    reward_model.head.requires_grad_(False)
-    critic = _critic(policy, reward_model, settings, shared=shared, seed=context.seed)
-    if not shared:
-        reward_model.backbone.model.requires_grad_(False)
+        reward_model, reward_format = read_reward_model(place, precision=settings.precision or context.precision)
+    reward_model.freeze()
     if settings.lora is not None:
         context.progress.note(
             "  policy, critic, reference and reward model share one base"
             if shared
             else "  policy, critic and reference share one base; the reward model has another and stands alone"
         )
-    source: RewardSource = ModelReward(reward_model, reward_format, policy_format=chat_format)
+    return ModelReward(reward_model, reward_format, policy_format=chat_format), shared
+
+
+def _as_asked(scores: ModelReward[RewardModel], settings: PPOStage, *, seed: int) -> RewardSource:
+    """The scores, or a control in their place."""
     if settings.reward == "shuffled":
-        source = ShuffledReward(source, seed=context.seed)
-    if settings.reward == "constant":
-        source = ConstantReward()
-    return critic, source
+        return ShuffledReward(scores, seed=seed)
+    return ConstantReward() if settings.reward == "constant" else scores
 
 
-def _critic(policy: Policy, reward_model: ScalarModel, settings: PPOStage, *, shared: bool, seed: int) -> ScalarModel:
+def _critic(
+    policy: Policy, reward_model: RewardModel, settings: PPOStage, *, shared: bool, context: StageContext
+) -> ScalarModel:
     """A body of its own (or an adapter on the shared one) that starts from the reward model or the policy."""
-    from_reward = settings.critic_from == "reward_model"
+    obstacle = _obstacle(policy, reward_model, settings, shared=shared)
+    if settings.critic_from == "reward_model" and obstacle:
+        raise SettingsError(
+            f"the critic cannot start from the reward model, because {obstacle}: set critic_from=policy"
+        )
+    if settings.critic_from is None and obstacle:
+        context.progress.note(f"  the critic starts from the policy, because {obstacle}")
+    from_reward = settings.critic_from != "policy" and not obstacle
     if settings.lora is not None:
-        config = _lora_config(settings.lora)
-        if from_reward and shared:
+        if from_reward:
             config = cast(LoraConfig, policy.backbone.model.peft_config[REWARD])
             policy.backbone.copy_adapter(REWARD, CRITIC, config)
         else:
-            policy.backbone.add_adapter(CRITIC, config, seed=seed)
+            policy.backbone.add_adapter(CRITIC, _lora_config(settings.lora, policy.backbone), seed=context.seed)
         return ScalarModel(policy.backbone, policy.tokenizer, adapter=CRITIC)
-    same_tokens = reward_model.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
-    if from_reward and not same_tokens:
-        raise SettingsError("the reward model has another vocabulary than the policy: set critic_from=policy")
-    body = reward_model.backbone if from_reward else policy.backbone
+    body = reward_model.backbone if from_reward and isinstance(reward_model, ScalarModel) else policy.backbone
     twin = body.frozen_copy()
     twin.model.requires_grad_(True)
     return ScalarModel(twin, policy.tokenizer)
 
 
-def _from_scratch(
-    scratch: FromScratch, settings: SFTStage, records: Sequence[Any], context: StageContext
-) -> tuple[Policy, ChatFormat]:
-    """A tokenizer trained on the texts, and a model with random weights for it."""
-    texts = [text for record in records for text in _texts(record)]
-    tokenizer = train_tokenizer(
-        texts, vocabulary_size=scratch.vocabulary_size, sentence_min_count=scratch.sentence_min_count
-    )
-    model = new_model(
-        scratch.architecture,
-        tokenizer,
-        hidden_size=scratch.hidden_size,
-        intermediate_size=scratch.intermediate_size,
-        num_layers=scratch.num_layers,
-        num_heads=scratch.num_heads,
-        max_length=scratch.max_length,
-        seed=context.seed,
-    )
-    num = sum(parameter.numel() for parameter in model.parameters())
-    context.progress.note(f"  a new {scratch.architecture} of {num:,} parameters, {len(tokenizer):,} tokens")
-    backbone = Backbone(model.to(device()), precision=settings.precision or context.precision)  # type: ignore[arg-type]
-    return Policy(backbone, tokenizer), read_format("", tokenizer, settings.prompt_format)
-
-
-def _texts(record: TextExample | Demonstration) -> list[str]:
-    return [record.text] if isinstance(record, TextExample) else [prompt_text(record.prompt), record.completion]
+def _obstacle(policy: Policy, reward_model: RewardModel, settings: PPOStage, *, shared: bool) -> str | None:
+    """Why a critic, which reads the policy's tokens one by one, cannot start from the reward model."""
+    if not isinstance(reward_model, ScalarModel):
+        return "the reward model is an encoder"
+    if settings.lora is not None:
+        return None if shared else "the reward model is no adapter on the policy's base"
+    same_tokens = reward_model.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    return None if same_tokens else "the reward model has another vocabulary than the policy"

@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from prefloop.collection.agreement import agreement_report
@@ -42,11 +43,29 @@ def _dataset(folder: Path, rounds: list[str], seed: int) -> dict[str, Any]:
             labels = [Label(**json.loads(line)) for line in lines]
         # Rounds may ask about the same pair; to agreement these are two pairs.
         everything += [replace(one, pair_id=f"{name}/{one.pair_id}") for one in labels]
-        figures.append({"round": number, "stage": name, **_agreement(labels, seed)})
-    return {**_agreement(everything, seed), "rounds": figures}
+        shown = _agreement(labels, seed, sides=[_displayed_sides(folder / name)])
+        figures.append({"round": number, "stage": name, **shown, **_people(folder / name)})
+    sides = [_displayed_sides(folder / name) for name in rounds]
+    return {**_agreement(everything, seed, sides=sides), "rounds": figures}
 
 
-def _agreement(labels: list[Label], seed: int) -> dict[str, Any]:
+def _displayed_sides(place: Path) -> dict[str, float]:
+    """Per annotator of a stage, the share of left by the side on the screen; any other left is only a name."""
+    return json.loads((place / "agreement.json").read_text(encoding="utf-8"))["left_as_displayed_share"]
+
+
+def _people(place: Path) -> dict[str, Any]:
+    """How far the people among the annotators of a stage agree, where simulated readers stood beside them."""
+    found = json.loads((place / "agreement.json").read_text(encoding="utf-8")).get("people")
+    if found is None:
+        return {}
+    names = {"pairs": "num_compared_pairs", "agreement_rate": "percent_agreement"}
+    names |= {"agreement_rate_ci95": "percent_agreement_ci95", "krippendorff_alpha": "krippendorff_alpha"}
+    return {"people": {name: found[theirs] for name, theirs in names.items()}}
+
+
+def _agreement(labels: list[Label], seed: int, *, sides: list[dict[str, float]]) -> dict[str, Any]:
+    """The figures of some labels. The share of the left side is the mean over the rounds that an annotator was in."""
     report = agreement_report(labels, seed=seed)
     return {
         "pairs": report.num_pairs,
@@ -59,7 +78,7 @@ def _agreement(labels: list[Label], seed: int) -> dict[str, Any]:
         "per_annotator": {
             name: {
                 "num_labels": one.num_labels,
-                "left_share": one.left_share,
+                "left_share": fmean(known) if (known := [share[name] for share in sides if name in share]) else None,
                 "agreement_with_others": one.agreement_with_others,
             }
             for name, one in report.per_annotator.items()

@@ -173,6 +173,7 @@ def _context(
         "alarms": _by_stage(_alarms(stages, summary)),
         "overoptimisation": [chart for stage in stages if (chart := overoptimisation(stage)) is not None],
         "dataset": dataset,
+        "agreement_chart": blocks.agreement_chart(dataset),
         "round_table": blocks.round_table(dataset),
         "annotator_table": blocks.annotator_table(dataset),
         "reward_model": reward_model,

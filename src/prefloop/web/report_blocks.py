@@ -83,7 +83,10 @@ def verdict(policies: Mapping[str, Mapping[str, Any]]) -> str | None:
     if best is None:
         return None
     amount = f"{number(best['n'])} " if is_number(best.get("n")) else ""
-    asked = f"{amount}held-out {'questions without a flaw' if best.get('flaws') else 'prompts well'}"
+    well = "questions without a flaw" if best.get("flaws") else "prompts well"
+    if best.get("is_win_rate"):
+        well = "prompts better than another answer of the imitator"
+    asked = f"{amount}held-out {well}"
     sentence = f"{_name(name, best)} answers {_rate(best, of=asked)}"
     return f"{sentence}." if start is None else f"{sentence}, the imitator it started from {_rate(start)}."
 
@@ -225,6 +228,35 @@ def round_table(dataset: Mapping[str, Any]) -> Table | None:
     )
     return Table(
         "Collection by round", ("Round", "Pairs", "Annotators per pair", "Agreement", "Krippendorff's alpha"), rows
+    )
+
+
+def agreement_chart(dataset: Mapping[str, Any]) -> Markup | None:
+    """How far annotators agree, by round of labels, and below each annotator with the others; None without a figure.
+
+    Where simulated annotators stood beside people, the people by themselves have a row.
+    """
+    rounds = groups(dataset, "rounds")
+    is_one = len(rounds) < 2
+    rows: list[tuple[str, Mapping[str, Any]]] = [("All annotators" if is_one else "All rounds", dataset)]
+    for index, one in enumerate(rounds, start=1):
+        name = f"Round {number(one.get('round', index))}"
+        rows += [] if is_one else [(name, one)]
+        rows += [("People alone" if is_one else f"{name}, people", group(one, "people"))]
+    estimates = [
+        Estimate(name, one["agreement_rate"], pair(one.get("agreement_rate_ci95")))
+        for name, one in rows
+        if is_number(one.get("agreement_rate"))
+    ]
+    estimates += [
+        Estimate(f"{name}, with others", one["agreement_with_others"], is_emphasised=False)
+        for name, one in group(dataset, "per_annotator").items()
+        if isinstance(one, Mapping) and is_number(one.get("agreement_with_others"))
+    ]
+    if not estimates:
+        return None
+    return dot_and_whisker_chart(
+        estimates, label="Agreement of annotators", chart_id="agreement", x_label="same choice on a pair"
     )
 
 
