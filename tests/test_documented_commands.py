@@ -90,7 +90,7 @@ STEPS: dict[str, How] = {
     "collect prompts.jsonl --model path/to/model --max-new-tokens 256": AS_IT_STANDS,
     "label settings labels.db": AS_IT_STANDS,
     "label settings labels.db annotators_per_pair=2": AS_IT_STANDS,
-    "collect runs/quickstart/world/prompts.jsonl --model runs/quickstart/sft --max-new-tokens 40 --store labels.db": AS_IT_STANDS,
+    "collect runs/quickstart/world/prompts.jsonl --model runs/quickstart/sft --max-new-tokens 40 --store labels.db": AS_IT_STANDS,  # noqa: E501 - as it is written
     "label import pairs.jsonl --store labels.db": AS_IT_STANDS,
     "label person Ada --store labels.db": AS_IT_STANDS,
     "label terminal labels.db": How(typed="1\n2\nq\n"),
