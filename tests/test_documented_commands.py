@@ -22,6 +22,7 @@ import torch
 import typer
 
 from documented_commands import FENCE, commands, shell_lines, text_of
+from dump_files import comment, forum, submission, write_dump
 from prefloop.cli.main import app, entry
 from prefloop.cli.recipes import recipe_path
 from prefloop.models.from_scratch import new_encoder, new_model, train_encoder_tokenizer, train_tokenizer
@@ -49,6 +50,7 @@ class How:
 AS_IT_STANDS = How()
 PLAN = ("--dry-run",)
 LOCAL = ("data=alpaca.jsonl", "model=models/gpt2", "stages.reward.model=models/distilbert")
+LOCAL_NAMES = re.compile(r"=(?:distilbert/)?(gpt2|distilbert)[\w-]*$")
 PAIRS = ("data=hh.jsonl.gz", "model=models/gpt2")
 
 SMALL: dict[str, dict[str, str]] = {
@@ -70,6 +72,12 @@ SMALL: dict[str, dict[str, str]] = {
 }
 """By kind of stage, the settings with which it takes a moment."""
 SMALL_MODEL = {"hidden_size": "16", "intermediate_size": "32", "num_layers": "1", "num_heads": "2"}
+
+PRETRAINED_REDDIT = (
+    "run reddit data=dumps model=gpt2 stages.sft.from_scratch=null stages.reward.from_scratch=null "
+    "stages.reward.model=distilbert/distilbert-base-uncased stages.judge_reward.from_scratch=null "
+    "stages.judge_reward.model=distilbert/distilbert-base-uncased stages.posts.prompt=title_and_text"
+)
 
 STEPS: dict[str, How] = {
     "doctor": AS_IT_STANDS,
@@ -106,6 +114,10 @@ STEPS: dict[str, How] = {
         "the run came to its end", says="is finished: there is nothing to resume"
     ),
     "run alpaca-dpo": How("the Hub is not asked", more=LOCAL),
+    PRETRAINED_REDDIT: How(
+        "the Hub is not asked",
+        instead={word: LOCAL_NAMES.sub(r"=models/\1", word) for word in PRETRAINED_REDDIT.split()},
+    ),
     "run instruct-lora": How("the Hub is not asked", more=PAIRS),
     "run instruct-lora data=hh.jsonl.gz stages.reward_report.label_agreement=0.63": How(
         "the Hub is not asked", more=("model=models/gpt2",)
@@ -170,6 +182,14 @@ def small_data(folder: Path) -> None:
     plain = dialogues_file(folder / "hh.jsonl", num_rows=60)
     with gzip.open(folder / "hh.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write(plain.read_text(encoding="utf-8"))
+    posts_with_text = [submission(f"s{number}") for number in range(12)]
+    (folder / "dumps").mkdir()
+    for place in ("", "dumps/"):
+        write_dump(folder / f"{place}questions.jsonl.gz", forum(150))
+        write_dump(folder / f"{place}RS_2013-01.zst", posts_with_text)
+        write_dump(
+            folder / f"{place}RC_2013-01.zst", [comment(f"c{post['id']}", post["id"]) for post in posts_with_text]
+        )
     (written,) = [body for _, body in FENCE.findall(text_of("docs/recipes.md")) if body.startswith("name: my-sft\n")]
     (folder / "my-sft.yaml").write_text(written, encoding="utf-8")
 
@@ -193,7 +213,7 @@ def small_overrides(words: tuple[str, ...]) -> list[str]:
         if stage.get("from_scratch"):
             found |= {f"{above}.from_scratch.{key}": value for key, value in SMALL_MODEL.items()}
     given = {word.partition("=")[0] for word in rest}
-    return [f"{key}={value}" for key, value in found.items() if key not in given]
+    return [f"{key}={value}" for key, value in found.items() if not {key, key.rpartition(".")[0]} & given]
 
 
 def words_to_run(words: tuple[str, ...], how: How) -> list[str]:

@@ -2,13 +2,14 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -54,10 +55,12 @@ def test_a_notebook_explains_and_ends_with_exercises(file: Path) -> None:
 def executed(file: Path) -> list[Any]:
     """The outputs of all cells, in order, from a kernel of its own."""
     notebook = nbformat.read(file, as_version=4)
-    # Files instead of ports: nobody else on the machine can listen in.
-    kernel = KernelManager(kernel_name="python3", transport="ipc")
-    client = NotebookClient(notebook, km=kernel, timeout=120, resources={"metadata": {"path": str(file.parent)}})
-    client.execute()
+    # Files instead of ports: nobody else on the machine can listen in. Their names are absolute, since the kernel works
+    # in the notebook's folder, and short, since the system takes some hundred characters.
+    with tempfile.TemporaryDirectory(prefix="kernel") as sockets:
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/socket"}})
+        place = {"metadata": {"path": str(file.parent)}}
+        NotebookClient(notebook, kernel_name="python3", timeout=120, resources=place, config=config).execute()
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 

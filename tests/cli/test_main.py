@@ -86,7 +86,7 @@ def test_debug_shows_the_traceback_wherever_it_stands_and_keeps_the_code(prefloo
         done = prefloop(*arguments)
         assert done.code == 2
         assert "Traceback" in done.err
-        assert done.err.endswith("sst2-positive, tutorials\n")
+        assert done.err.endswith("sst2-positive, tutorials, tutorials-label\n")
     assert "Traceback" not in prefloop("run", "nonsense").err
 
 
