@@ -11,7 +11,7 @@ from prefloop.cli.conversation import HELP
 from prefloop.rollouts.streamed_text import StreamedText
 from toy_recipes import tiny_llama
 
-TYPED = "How do I tie a knot?\n/set temperature 0\n/set nonsense\n/set length 0\n/odd\n\n/reset\n/help\nHow?\nHow?\n"
+TYPED = "How do I tie a knot?\n/set temperature 0\n/set nonsense\n/set length 0\n/odd\n\n/reset\n/help\nHow?\n/reset\nHow?\n"
 
 
 def test_a_conversation_streams_and_ends_with_the_input(whole: Whole, prefloop: Prefloop) -> None:
@@ -25,8 +25,8 @@ def test_a_conversation_streams_and_ends_with_the_input(whole: Whole, prefloop: 
     assert said[4].startswith("'length 0' cannot be set")
     assert said[5] == f"there is no /odd; what there is:\n{HELP}\n"
     assert (said[6], said[7], said[8]) == ("", "forgotten\n", HELP + "\n")
-    assert said[9] == said[10]
-    assert said[11] == "\n"
+    assert said[9] == said[11], "what was said before was forgotten"
+    assert said[12] == "\n"
 
 
 def test_greedy_answers_do_not_depend_on_the_seed_and_sampled_ones_do(whole: Whole, prefloop: Prefloop) -> None:
@@ -40,12 +40,17 @@ def test_greedy_answers_do_not_depend_on_the_seed_and_sampled_ones_do(whole: Who
 
 def test_history_fills_the_context_and_reset_empties_it(whole: Whole, prefloop: Prefloop) -> None:
     typed = "How do I tie a knot, please?\n" * 9 + "/reset\nHow?\n"
-    options = ("--history", "--max-new-tokens", "40", "--temperature", "0")
+    options = ("--max-new-tokens", "40", "--temperature", "0")
     done = prefloop("chat", whole.folder / "sft", *options, typed=typed)
     assert done.code == 0
     said = done.out.split("you> ")
     assert "fills the model's context: /reset" in said[9]
     assert "fills the model's context" not in said[11]
+    alone = prefloop("chat", whole.folder / "sft", *options, "--no-history", typed=typed).out
+    assert "fills" not in alone
+    assert len(set(alone.split("you> ")[1:10])) == 1
+    switched = prefloop("chat", whole.folder / "sft", *options, typed="/set history off\n" + typed).out
+    assert switched.split("you> ")[2:] == alone.split("you> ")[1:]
 
 
 def test_a_model_folder_from_elsewhere_can_be_talked_to(prefloop: Prefloop, tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ def test_what_cannot_be_is_said_in_a_sentence(
     prefloop: Prefloop, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     long_file(tmp_path)
-    assert prefloop("label", "settings", "new.db").code == 0
+    assert prefloop("label", "settings", "new.db").code == 1, "looking at what is not there makes nothing"
+    assert not (tmp_path / "new.db").exists()
+    assert prefloop("label", "settings", "new.db", "annotators_per_pair=2").code == 0
     done = prefloop(*arguments)
     assert done.code == code
     assert words in done.err
@@ -120,7 +122,7 @@ def test_settings_are_shown_and_changed(prefloop: Prefloop, tmp_path: Path) -> N
 
 
 def test_people_come_and_go(prefloop: Prefloop) -> None:
-    prefloop("label", "settings", "labels.db")
+    prefloop("label", "settings", "labels.db", "annotators_per_pair=2")
     first = prefloop("label", "person", "Ada", "--admin")
     assert "/join/" in first.out
     assert prefloop("label", "person", "ada ").code == 1, "names are the same but for case and spaces"

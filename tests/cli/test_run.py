@@ -62,8 +62,8 @@ def test_a_dry_run_shows_plan_and_settings_and_writes_nothing(prefloop: Prefloop
 def test_a_dry_run_of_what_is_there_says_what_would_be_done_again(whole: Whole, prefloop: Prefloop) -> None:
     done = prefloop("run", whole.recipe, "stages.dpo.seed=8", "--output", whole.folder, "--dry-run")
     actions = dict(re.findall(r"^ ?\d+\. (\S+) +\S+ +(.*?)(?:  \(from|$)", done.out, flags=re.MULTILINE))
-    assert actions["dpo"] == "to do again, because what it depends on changed"
-    assert actions["policies"] == "to do again, because what it depends on changed"
+    assert actions["dpo"] == "to do again, because seed was None and is 8"
+    assert actions["policies"] == "to do again, because dpo is made again"
     assert actions["ppo"] == "done already"
 
 

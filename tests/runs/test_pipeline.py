@@ -132,22 +132,32 @@ def test_a_second_run_changes_nothing_but_says_the_same(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "change", "redone"),
+    ("stage", "change", "reason", "redone"),
     [
-        ("policies", {"num_samples": 7}, {"policies"}),
-        ("dpo", {"training": {"num_epochs": 1, "batch_size": 3}}, {"dpo", "policies"}),
-        ("reward", {"seed": 11}, {"reward", "ppo", "reward_report", "policies"}),
-        ("labels", {"slope": 1.0}, {"labels", "reward", "dpo", "ppo", "reward_report", "policies"}),
+        ("policies", {"num_samples": 7}, "num_samples was 6 and is 7", {"policies"}),
+        (
+            "dpo",
+            {"training": {"num_epochs": 1, "batch_size": 3}},
+            "training.batch_size was 4 and is 3",
+            {"dpo", "policies"},
+        ),
+        ("reward", {"seed": 11}, "seed was None and is 11", {"reward", "ppo", "reward_report", "policies"}),
+        (
+            "labels",
+            {"slope": 1.0},
+            "slope was 3.0 and is 1.0",
+            {"labels", "reward", "dpo", "ppo", "reward_report", "policies"},
+        ),
     ],
 )
 def test_a_changed_setting_redoes_its_stage_and_what_depends_on_it(
-    finished: Path, stage: str, change: dict[str, Any], redone: set[str]
+    finished: Path, stage: str, change: dict[str, Any], reason: str, redone: set[str]
 ) -> None:
     recipe = tutorials()
     recipe["stages"][stage] |= change
     found = actions(recipe, finished)
     assert {name for name, action in found.items() if action != "done already"} == redone
-    assert found[stage] == "to do again, because what it depends on changed"
+    assert found[stage] == f"to do again, because {reason}"
 
 
 def test_a_stage_is_made_anew_and_the_others_stay(copied: Path) -> None:
@@ -163,7 +173,9 @@ def test_a_default_model_matters_to_those_that_use_it_only(tmp_path: Path) -> No
     recipe = world_and_sft()
     run(recipe, tmp_path)
     assert set(actions(recipe | {"model": "some/other"}, tmp_path).values()) == {"done already"}
-    assert set(actions(recipe | {"seed": 4}, tmp_path).values()) == {"to do again, because what it depends on changed"}
+    anew = actions(recipe | {"seed": 4}, tmp_path)
+    assert anew["world"] == "to do again, because the seed, the precision or a file that it reads changed"
+    assert anew["sft"] == "to do again, because world is made again"
 
 
 def test_a_changed_file_from_outside_is_noticed(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_it_starts_light_prints_the_link_and_stops_with_ctrl_c(store: LabelStore
         assert process.stderr is not None
         lines = [process.stdout.readline().rstrip() for _ in range(4)]
         url = lines[0].removeprefix("The label page is at ")
-        assert lines[1].startswith(f"  Ben: {url}/join/")
+        assert lines[1].startswith(f"  Ben signs in at {url}/join/")
         assert lines[2] == "Ctrl-C stops it."
         assert lines[3].startswith("heavy [] ")
         token = lines[1].rpartition("/")[2]
@@ -148,8 +148,8 @@ def test_the_browser_opens_the_first_link(store: LabelStore, monkeypatch: pytest
     said = serve_until_up(store, monkeypatch, links=links)
     url = said[0].removeprefix("The label page is at ")
     assert said[1:] == [
-        f"  Ben\ufffd[2J: {url}/join/{links['Ben' + chr(27) + '[2J']}",
-        f"  Ada: {url}/join/{links['Ada']}",
+        f"  Ben\ufffd[2J signs in at {url}/join/{links['Ben' + chr(27) + '[2J']}",
+        f"  Ada signs in at {url}/join/{links['Ada']}",
         "Ctrl-C stops it.",
         f"opened {url}/join/{links['Ben' + chr(27) + '[2J']}",
         "Stopped. 0 of 12 labels are stored.",

@@ -16,9 +16,8 @@ def command(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 200,
     history: Annotated[
-        bool | None,
-        typer.Option("--history/--no-history", help="Whether it sees what was said before; by default two models do."),
-    ] = None,
+        bool, typer.Option("--history/--no-history", help="Whether it sees what was said before.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     store: Annotated[
         str | None, typer.Option(help="With two models: the label project that keeps your choices; else chats.db.")
@@ -51,7 +50,7 @@ def command(
                 chat_format,
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
-                keeps_history=len(models) == 2 if history is None else history,
+                keeps_history=history,
                 seed=seed if len(models) == 1 else derived_seed(seed, "compared answers", number),
             )
         )

@@ -17,6 +17,7 @@ from prefloop.rollouts.streamed_text import StreamedText
 HELP = """/reset               forget the conversation
 /set temperature 0.7  how boldly it answers (0 always takes the likeliest token)
 /set length 200       the most tokens of an answer
+/set history off      every question stands alone (on: it sees what was said before)
 /help                this list
 /quit                leave (Ctrl-D too)"""
 
@@ -62,9 +63,13 @@ class Conversation:
             if name == "length" and int(value) > 0:
                 self.max_new_tokens = int(value)
                 return f"answers have at most {self.max_new_tokens} tokens"
+            if name == "history" and value in ("on", "off"):
+                self.keeps_history = value == "on"
+                self.turns = []
+                return "it sees what was said from here on" if self.keeps_history else "every question stands alone"
         except ValueError:
             pass  # Said below, like every other setting that there is not.
-        return f"'{' '.join(words)}' cannot be set; try /set temperature 0.7 or /set length 200"
+        return f"'{' '.join(words)}' cannot be set; try /set temperature 0.7, /set length 200 or /set history off"
 
     def prompt(self, line: str) -> Prompt:
         """What the model is asked: the turns so far and the line, or the line alone for a model of plain text."""

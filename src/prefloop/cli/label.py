@@ -57,6 +57,7 @@ def terminal(
     name: Annotated[str, typer.Option(help="Who chooses.")] = "me",
 ) -> None:
     """Label in the terminal, with the page's keys."""
+    from prefloop.cli.label_shown import counted
     from prefloop.cli.label_terminal import label_in_terminal
     from prefloop.collection.store import open_store
 
@@ -64,7 +65,7 @@ def terminal(
         if not any(account.name == name for account in project.accounts()):
             project.add_account(name, role="annotator" if project.accounts() else "admin")
         num = label_in_terminal(project, name, stdin=sys.stdin)
-    print(f"{num} labels kept in {store}")
+    print(f"{counted(num, 'label')} kept in {store}")
 
 
 def person(
@@ -106,7 +107,7 @@ def settings(
 ) -> None:
     """Show or change a project's rules.
 
-    A project that is not there yet is made.
+    Where there is no project yet, settings to change make one.
     """
     from prefloop.cli.label_shown import settings_table
     from prefloop.collection.label_records import ProjectSettings
@@ -114,13 +115,14 @@ def settings(
     from prefloop.errors import DataError
     from prefloop.runs.settings import merge, parse_overrides, validate
 
-    with open_store(store) as project:
-        changed = parse_overrides(overrides or [])
-        if guidelines is not None:
-            try:
-                changed["guidelines"] = guidelines.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as problem:
-                raise DataError(f"the guidelines in {guidelines} cannot be read: {problem}") from problem
+    changed = parse_overrides(overrides or [])
+    if guidelines is not None:
+        try:
+            changed["guidelines"] = guidelines.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise DataError(f"the guidelines in {guidelines} cannot be read: {problem}") from problem
+    # Merely looking makes nothing: a mistyped name would leave an empty project behind.
+    with open_store(store, must_exist=not changed) as project:
         if changed:
             merged = merge(project.settings.model_dump(), changed)
             project.update_settings(validate(ProjectSettings, merged, origin="the project's settings"))

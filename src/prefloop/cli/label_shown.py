@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from prefloop.collection.label_statistics import LabelStatistics, Rate
 
 
+def counted(number: int, name: str) -> str:
+    """A count with its noun, as `1 label` and `2 labels`."""
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
+
+
 def settings_table(settings: "ProjectSettings") -> None:
     """A project's rules, with what each of them means."""
     table = _table("The project's rules", "setting", "value", "meaning")

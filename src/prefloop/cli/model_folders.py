@@ -9,19 +9,21 @@ from prefloop.runs.folder import RunFolder
 def model_folder(place: str) -> str:
     """The final/ of a run folder; a model folder or a Hub name as it is.
 
-    Raises RunError for a pipeline, which has several models, and for a run without one.
+    Raises RunError for a pipeline, which has several models, for a stage that it does not have, and for a run without a
+    model.
     """
     path = Path(place)
     if (path / "pipeline.json").exists():
-        stages = sorted(one.name for one in path.iterdir() if (one / "final").is_dir() and one.name[0] != ".")
-        known = ", ".join(str(path / stage) for stage in stages)
+        known = _models_of(path)
         raise RunError(
             f"{place} is a whole pipeline: name one of its models, {known}"
-            if stages
+            if known
             else f"the pipeline in {place} has trained no model yet: finish it first with "
             f"prefloop run {path / 'config.yaml'} --output {path}"
         )
     if not (path / "run.json").exists():
+        if not path.exists() and (path.parent / "pipeline.json").exists():
+            raise RunError(f"there is no stage {path.name} in {path.parent}: name one of {_models_of(path.parent)}")
         return place
     run = RunFolder(path)
     if (path / "final").is_dir() and run.is_finished:
@@ -32,3 +34,9 @@ def model_folder(place: str) -> str:
         f"the run in {place} is {run.state} and not finished, so it has no model yet: "
         "go on with the command that began it"
     )
+
+
+def _models_of(pipeline: Path) -> str:
+    """The models in a pipeline's folder, as a sentence lists them; empty when there is none."""
+    stages = sorted(one.name for one in pipeline.iterdir() if (one / "final").is_dir() and one.name[0] != ".")
+    return ", ".join(str(pipeline / stage) for stage in stages)

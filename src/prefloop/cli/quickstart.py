@@ -26,7 +26,10 @@ def command(
     """
     from prefloop.cli.recipes import recipe_path
     from prefloop.cli.run import run_recipe_file
+    from prefloop.errors import SettingsError
 
+    if any(one.partition("=")[0] == "seed" for one in overrides or []):
+        raise SettingsError("give the seed of the quickstart as --seed N")
     settings = [f"seed={seed}", *(overrides or [])]
     recipe = recipe_path("tutorials-label" if label else "tutorials")
     run_recipe_file(recipe, settings, output=output, dry_run=dry_run, quiet=quiet)

@@ -1,5 +1,6 @@
 """Finding recipes: a path, or the name of one that is shipped with the package."""
 
+import difflib
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,9 @@ def recipe_path(name: str) -> Path:
     stem = Path(name).stem
     if stem in shipped and Path(name).parent.name in ("", "recipes"):
         return shipped[stem]
-    raise SettingsError(f"there is no recipe {name}: give a YAML file, or one of {', '.join(sorted(shipped))}")
+    near = "tutorials" if stem == "quickstart" else next(iter(difflib.get_close_matches(stem, shipped, n=1)), None)
+    hint = f"did you mean {near}? Give" if near else "give"
+    raise SettingsError(f"there is no recipe {name}: {hint} a YAML file, or one of {', '.join(sorted(shipped))}")
 
 
 def shipped_recipes() -> dict[str, Path]:

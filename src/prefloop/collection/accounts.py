@@ -86,7 +86,7 @@ class Accounts:
         except IntegrityError as problem:
             raise DataError(
                 f"There is an account called {trimmed!r} already (capital and small letters are alike). "
-                "Choose another name, or make a new link for that one."
+                "Choose another name, or make a new link for that one (--new-link)."
             ) from problem
         return token
 

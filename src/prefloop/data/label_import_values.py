@@ -110,15 +110,15 @@ def side_columns(values: Mapping[str, Any]) -> tuple[str, str]:
         return whole[0]
     if len(whole) > 1:
         said = "; ".join(" and ".join(names) for names in whole)
-        raise BadRow(MALFORMED, f"the answers could be in {said}; say which with columns={{'left': ..., 'right': ...}}")
+        raise BadRow(MALFORMED, f"the answers could be in {said}; map them: left=COLUMN, right=COLUMN")
     for names in SIDE_NAMES:
         for one, other in (names, names[::-1]):
             if one in values:
                 raise BadRow(ONE_SIDED, f"there is an answer in {one!r} and no column {other!r}")
     raise BadRow(
         MALFORMED,
-        f"no columns hold the answers (found: {', '.join(values)}); name two with "
-        "columns={'left': ..., 'right': ...}",
+        f"no columns hold the answers (found: {', '.join(values)}); map "
+        "two: left=COLUMN, right=COLUMN",
     )
 
 
@@ -163,7 +163,7 @@ def prompt_of(row: Row, options: ImportOptions) -> Prompt:
             assert isinstance(prompt, str | tuple)
             return prompt
     raise BadRow(
-        MALFORMED, f"there is no prompt (found: {', '.join(row.values)}); name one with columns={{'prompt': ...}}"
+        MALFORMED, f"there is no prompt (found: {', '.join(row.values)}); map one: prompt=COLUMN"
     )
 
 
@@ -256,9 +256,8 @@ def others(values: Mapping[str, Any], known: Sequence[str], options: ImportOptio
     found = {name: value for name, value in values.items() if name not in known}
     if found and options.other_columns == "refuse":
         raise UnknownColumn(
-            f"unknown columns {', '.join(map(repr, found))}; known here: {', '.join(known)}. Map a column with "
-            "columns={OURS: THEIRS}, or let the others be kept with the pairs (other_columns='keep') or dropped "
-            "('drop')"
+            f"unknown columns {', '.join(map(repr, found))}; known here: {', '.join(known)}. Map a column "
+            "(OURS=THEIRS), or let other columns be kept with the pairs (keep) or dropped (drop)"
         )
     return {name: json_value(value) for name, value in found.items()} if options.other_columns == "keep" else {}
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from prefloop.data.row_files import data_suffix
 from prefloop.errors import RunError, SettingsError
 from prefloop.runs.folder import RunFolder, json_text
+from prefloop.runs.settings import load_yaml
 from prefloop.runs.stage_settings import (
     AnyStage,
     Collect,
@@ -336,17 +337,44 @@ def _action(folder: Path, name: str, wanted: str, stage: AnyStage, parents: list
     run, facts = read_stage(place), stage_provenance(place)
     if facts is None:
         return "to do again, because it was not finished"
-    if facts["fingerprint"] != wanted:
-        return "to do again, because what it depends on changed"
+    changed = _changed_settings(place, stage) if facts["fingerprint"] != wanted else ""
+    if changed:
+        return f"to do again, because {changed}"
     made_again = [one.name for one in parents if one.action != DONE or not _was_read(facts, folder, one.name)]
     if made_again:
         return f"to do again, because {made_again[0]} is made again"
+    if facts["fingerprint"] != wanted:
+        return "to do again, because the seed, the precision or a file that it reads changed"
     if run.is_finished:
         missing = [output for output, path in run.outputs.items() if not path.exists()]
         return f"to do again, because its {missing[0]} is missing" if missing else DONE
     if isinstance(stage, TrainingStage) and run.checkpoints.exists():
         return GOES_ON
     return "to do again, because it was not finished"
+
+
+def _changed_settings(place: Path, stage: AnyStage) -> str:
+    """Which of a stage's own settings changed since it was made; empty where none did."""
+    try:
+        before = _flat(load_yaml(place / "config.yaml"))
+    except SettingsError as problem:
+        return str(problem)
+    now = _flat(stage.model_dump(mode="json"))
+    changed = [
+        f"{name} was {before[name]!r} and is {value!r}" if name in before else f"the setting {name} is new"
+        for name, value in now.items()
+        if name not in before or before[name] != value
+    ]
+    changed += [f"{name} is no longer set" for name in before if name not in now]
+    return "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _was_read(facts: Mapping[str, Any], folder: Path, parent: str) -> bool:

@@ -197,7 +197,7 @@ def _greeting(base_url: str, links: Mapping[str, str], *, host: str) -> Iterator
     for name, token in links.items():
         # A name is somebody's text: control characters must not reach the terminal.
         shown = "".join(character if character.isprintable() else "\ufffd" for character in name)
-        yield f"  {shown}: {base_url}/join/{token}"
+        yield f"  {shown} signs in at {base_url}/join/{token}"
     if not is_loopback(host) and base_url.startswith("http:"):
         yield "Names, passwords and links travel in the clear: put a proxy with https in front for other networks."
     yield "Ctrl-C stops it."

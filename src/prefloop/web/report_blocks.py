@@ -207,7 +207,7 @@ def flaw_table(policies: Mapping[str, Mapping[str, Any]]) -> Table | None:
     return Table(
         "Share of answers with each flaw",
         ("Flaw", *(_name(name, policies[name]) for name in counted)),
-        tuple((heading(flaw), *(percent(by_flaw.get(flaw)) for by_flaw in counted.values())) for flaw in flaws),
+        tuple((heading(flaw), *(percent(by_flaw.get(flaw, 0.0)) for by_flaw in counted.values())) for flaw in flaws),
     )
 
 
