@@ -49,7 +49,7 @@ class How:
 
 AS_IT_STANDS = How()
 PLAN = ("--dry-run",)
-LOCAL = ("data=alpaca.jsonl", "model=models/gpt2", "stages.reward.model=models/distilbert")
+LOCAL = ("data=alpaca.jsonl", "model=models/gpt2", "stages.reward.model=models/distilbert", "stages.judge.model=models/distilbert")
 LOCAL_NAMES = re.compile(r"=(?:distilbert/)?(gpt2|distilbert)[\w-]*$")
 PAIRS = ("data=hh.jsonl.gz", "model=models/gpt2")
 

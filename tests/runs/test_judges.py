@@ -30,6 +30,12 @@ def test_an_answer_wins_by_outscoring_the_opponents_answer_to_the_same_prompt() 
     assert judge.score(["a", "b", "c"], completions("longer", "same", "no")) == [1.0, 0.5, 0.0]
 
 
+def test_several_opponents_answer_each_prompt_in_turn() -> None:
+    opponents = completions("1", "22", "333", "4444", "1", "1", "1", "1")
+    judge = ComparingJudge(LENGTH, ["a", "b"], opponents)
+    assert judge.score(["a", "b"], completions("333", "22")) == [0.625, 1.0]
+
+
 def test_the_opponent_is_asked_once_and_for_its_own_prompts_only() -> None:
     asked: list[Sequence[Prompt]] = []
 

@@ -77,7 +77,7 @@ def test_the_recipe_runs_from_dumps_to_a_measured_policy(finished: tuple[Path, d
     assert {"accuracy", "auc_concordance", "auc_oriented", "auc_pooled", "length_only_accuracy"} <= summary[
         "reward_model"
     ].keys()
-    assert summary["judge"]["name"] == "encoder of other posts, wins against another answer of sft"
+    assert summary["judge"]["name"] == "encoder of other posts, wins against other answers of sft"
     assert summary["judge"]["accuracy"] > 0.9
     assert summary["second_judge"]["n"] > 0
 

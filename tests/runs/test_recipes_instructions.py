@@ -43,16 +43,20 @@ def alpaca(tmp_path: Path, *more: str) -> Pipeline:
         "stages.data.shares.test=0.1",
         "stages.sft.training.num_epochs=1",
         "stages.sft.training.batch_size=16",
-        "stages.reward.model=null",
-        "stages.reward.from_scratch.architecture=distilbert",
-        "stages.reward.from_scratch.hidden_size=16",
-        "stages.reward.from_scratch.num_layers=1",
-        "stages.reward.from_scratch.num_heads=2",
-        "stages.reward.from_scratch.vocabulary_size=400",
-        "stages.reward.training.num_epochs=0.5",
-        "stages.reward.training.batch_size=8",
-        "stages.judge.training.num_epochs=0.5",
-        "stages.judge.training.batch_size=8",
+        *(
+            f"stages.{stage}.{setting}"
+            for stage in ("reward", "judge")
+            for setting in (
+                "model=null",
+                "from_scratch.architecture=distilbert",
+                "from_scratch.hidden_size=16",
+                "from_scratch.num_layers=1",
+                "from_scratch.num_heads=2",
+                "from_scratch.vocabulary_size=400",
+                "training.num_epochs=0.5",
+                "training.batch_size=8",
+            )
+        ),
         "stages.dpo.training.num_epochs=0.5",
         "stages.dpo.training.batch_size=8",
         "stages.policies.num_samples=8",
@@ -73,7 +77,7 @@ def test_alpaca_dpo_runs_end_to_end(tmp_path: Path) -> None:
     summary = run(alpaca(tmp_path), tmp_path / "out")
     assert set(summary["policies"]) == {"sft", "dpo", "best_of_n"}
     assert summary["policies"]["dpo"]["kl_from_reference"] is not None
-    assert summary["judge"]["name"] == "a reward model of other prompts, wins against another answer of sft"
+    assert summary["judge"]["name"] == "a reward model of other prompts, wins against other answers of sft"
     assert summary["second_judge"]["num_training_texts"] > 0
     assert {"accuracy", "length_only_accuracy", "bag_of_words_accuracy"} <= summary["reward_model"].keys()
     config = json.loads((tmp_path / "out" / "reward" / "final" / "config.json").read_text())
@@ -121,7 +125,7 @@ def test_instruct_lora_runs_end_to_end_on_one_shared_base(tmp_path: Path, capsys
     assert "policy, critic, reference and reward model share one base" in capsys.readouterr().err
     assert summary["reward_model"]["accuracy_ceiling"] == pytest.approx(0.5 * (1 + 0.8**0.5))
     assert {"length_only_accuracy", "bag_of_words_accuracy"} <= summary["reward_model"].keys()
-    assert summary["judge"]["name"] == "a reward model of other pairs, wins against another answer of sft"
+    assert summary["judge"]["name"] == "a reward model of other pairs, wins against other answers of sft"
     assert summary["judge"]["n"] == summary["reward_model"]["n"]
     assert summary["policies"]["ppo"]["n"] == 8
     report = json.loads((tmp_path / "out" / "sft" / "audit.json").read_text())["lines"]
@@ -163,9 +167,11 @@ def test_a_model_that_cannot_be_loaded_is_named_with_its_setting(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     pipeline = recipe_of(
-        "alpaca-dpo", "stages.reward.model=owner/nowhere", "data=x/y", "model=" + str(tmp_path / "gpt2")
+        *("alpaca-dpo", "data=x/y", "model=" + str(tmp_path / "gpt2")),
+        *("stages.reward.model=owner/nowhere", "stages.judge.model=owner/nowhere"),
     )
     tiny_gpt2(tmp_path / "gpt2")
-    with pytest.raises(ModelError, match=r"could not load .* 'owner/nowhere'.*stages\.reward\.model=path/to/folder"):
+    with pytest.raises(ModelError, match=r"could not load .* 'owner/nowhere'") as told:
         run(pipeline, tmp_path / "out")
+    assert str(told.value).endswith("(here: stages.reward.model=path/to/folder stages.judge.model=path/to/folder)")
     assert not (tmp_path / "out").exists()

@@ -295,6 +295,27 @@ def test_a_prompt_longer_than_the_context_says_what_to_shorten(
         run({"name": "toy", "stages": stages}, tmp_path / "out")
 
 
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_left_out_and_counted(
+    sst2_recipe: typing.Callable[..., Pipeline], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = sst2_recipe().stages["policies"].model_dump()["judge"]
+    prompts = tmp_path / "prompts.jsonl"
+    texts = ["a fine film", "a moving film " * 30, "a warm film"]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    judge |= {"train": [str(tmp_path / "sst2")], "test": [str(tmp_path / "sst2")]}
+    stage = {
+        "kind": "evaluate_policies", "policies": {"llama": str(tmp_path / "llama")}, "reference": "llama",
+        "prompts": str(prompts), "num_samples": 2, "max_new_tokens": 8, "judge": judge,
+    }  # fmt: skip
+    recipe = pipeline_of({"name": "toy", "stages": {"policies": stage}})
+    summary = run_pipeline(recipe, tmp_path / "out", progress=Progress(), resume_command="again")
+    assert "1 of 3 prompts left out, too long: the model has 64 positions" in capsys.readouterr().err
+    assert [one["prompt"] for one in summary["samples"]] == ["a fine film", "a warm film"]
+    prompts.write_text(json.dumps({"prompt": texts[1]}) + "\n")
+    with pytest.raises(ModelError, match="no prompt of prompts leaves room for an answer: the model has 64 positions"):
+        run({"name": "toy", "stages": {"policies": stage}}, tmp_path / "none")
+
+
 def test_what_turned_is_counted_both_ways_and_shown_where_it_was_gained() -> None:
     successes = {"first": [0, 0, 1, 1, 0, 0], "other": [1, 1, 1, 1, 1, 1], "last": [1, 0, 0, 1, 1, 1]}
     answers = {

@@ -44,7 +44,7 @@ def test_the_verdict_speaks_of_flaws_only_where_flaws_were_counted():
 def test_the_verdict_says_what_a_win_is_against():
     said_of_wins = said({"ppo": rated(0.6, 0.55, 0.65, is_win_rate=True)})
     assert said_of_wins == (
-        "PPO answers 60 % of 600 held-out prompts better than another answer of the imitator [55 to 65]."
+        "PPO answers 60 % of 600 held-out prompts better than other answers of the imitator [55 to 65]."
     )
 
 
@@ -100,8 +100,8 @@ def test_flaws_of_all_policies_share_a_table():
     assert table is not None
     assert table.columns == ("Flaw", "SFT", "PPO")
     assert [tuple(cell.replace("\u00a0", " ") for cell in row) for row in table.rows] == [
-        ("Filler", "20.0 %", "–"),
-        ("Wrong order", "–", "1.0 %"),
+        ("Filler", "20.0 %", "0.0 %"),
+        ("Wrong order", "0.0 %", "1.0 %"),
     ]
 
 

@@ -153,6 +153,11 @@ class PolicyGenerator:
         limits = [self.policy.backbone.max_length, getattr(config, "sliding_window", None)]
         return min((number for number in limits if number), default=None)
 
+    def has_room(self, prompt: Sequence[int], max_new_tokens: int) -> bool:
+        """Whether the model can read the prompt and write so many tokens after it."""
+        limit = self.context_length
+        return limit is None or len(prompt) + max_new_tokens <= limit
+
     def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_new_tokens
         limit = self.context_length

@@ -58,7 +58,7 @@ def make_comparing_judge(
     opponents: Sequence[Completion],
     reference: str,
 ) -> tuple[RewardSource, dict[str, Any]]:
-    """A reward model as the judge of these prompts: an answer succeeds when it outscores the opponent's answer.
+    """A reward model as the judge of these prompts: an answer succeeds by the share of the opponents' that it outscores.
 
     Its own accuracy is the share of held-out pairs that it orders as people did. Its success rate is a win rate against
     the reference, for which the reference itself gets about one half.
@@ -72,7 +72,7 @@ def make_comparing_judge(
     context.tell_of_cut_texts(source)
     rate = rate_with_interval([_win(*both) for both in zip(chosen, rejected, strict=True)])
     facts = {
-        "name": f"{settings.name}, wins against another answer of {reference}",
+        "name": f"{settings.name}, wins against other answers of {reference}",
         "accuracy": rate["rate"],
         "ci95": rate["ci95"],
         "n": rate["n"],
@@ -83,19 +83,28 @@ def make_comparing_judge(
 
 
 class ComparingJudge:
-    """1.0 where an answer outscores the opponent's answer to the same prompt, 0.5 where the scores are equal.
+    """The share of the opponent's answers to the same prompt that an answer outscores; equal scores count one half.
 
-    It knows the answers to these prompts in this order, and asserts that it is asked about no others.
+    `opponents` holds equally many answers to each prompt, prompt by prompt: with one alone, a lucky or unlucky draw of
+    it would count for or against every policy. It knows the answers to these prompts in this order, and asserts that it
+    is asked about no others.
     """
 
     def __init__(self, source: RewardSource, prompts: Sequence[Prompt], opponents: Sequence[Completion]) -> None:
         self.source = source
         self.prompts = list(prompts)
-        self.to_beat = source.score(prompts, opponents)
+        assert len(opponents) % len(prompts) == 0
+        self.num_opponents = len(opponents) // len(prompts)
+        repeated = [prompt for prompt in prompts for _ in range(self.num_opponents)]
+        self.to_beat = source.score(repeated, opponents)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         assert list(prompts) == self.prompts, "the opponent answered other prompts"
-        return [_win(*both) for both in zip(self.source.score(prompts, completions), self.to_beat, strict=True)]
+        num = self.num_opponents
+        return [
+            sum(_win(score, other) for other in self.to_beat[place * num : (place + 1) * num]) / num
+            for place, score in enumerate(self.source.score(prompts, completions))
+        ]
 
 
 def _win(score: float, other: float) -> float:

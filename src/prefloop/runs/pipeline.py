@@ -207,21 +207,26 @@ def _outside_fingerprints(recipe: Pipeline | Recipe, stage: AnyStage) -> dict[st
 
 
 def _require_outside_models(pipeline: Pipeline, planned: Sequence[Planned]) -> None:
-    """Raises ModelError now for a model that a stage would look for in vain an hour later."""
-    settings: dict[str, str] = {}
+    """Raises ModelError now for models that a stage would look for in vain an hour later, with all their settings."""
+    settings: dict[str, list[str]] = {}
     for step in planned:
         stage = pipeline.stages[step.name]
         for one in references(stage, pipeline):
             if step.action != DONE and one.is_model and one.stage not in pipeline.stages:
                 own = getattr(stage, one.role, None) == one.text
-                settings.setdefault(one.text, f"stages.{step.name}.{one.role}" if own else "model")
+                settings.setdefault(one.text, []).append(f"stages.{step.name}.{one.role}" if own else "model")
+    problems: dict[str, ModelError] = {}
     for name in sorted(settings):
         try:
             require_model(name)
         except ModelError as problem:
-            if settings[name] == "model" or Path(name).exists():
-                raise
-            raise ModelError(f"{problem} (here: {settings[name]}=path/to/folder)") from problem
+            problems[name] = problem
+    if problems:
+        said = [str(problem) for problem in problems.values()]
+        named = [one for name in problems if not Path(name).exists() for one in dict.fromkeys(settings[name])]
+        if named and named != ["model"]:
+            said[-1] += f" (here: {' '.join(f'{one}=path/to/folder' for one in named)})"
+        raise ModelError("\n".join(said)) from next(iter(problems.values()))
 
 
 def _require_own_folder(folder: Path) -> None:

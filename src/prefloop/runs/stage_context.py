@@ -20,6 +20,8 @@ from prefloop.models.backbone import Backbone, load_causal_model, load_reward_mo
 from prefloop.models.encoder_rewards import EncoderRewardModel, is_encoder, load_encoder, load_encoder_tokenizer
 from prefloop.models.policy import Policy
 from prefloop.models.scalar_heads import ScalarModel
+from prefloop.records import Prompt
+from prefloop.rollouts.generate import PolicyGenerator
 from prefloop.rollouts.rewards import ModelReward
 from prefloop.runs.folder import Parent, RunFolder, json_text, replace_atomically
 from prefloop.runs.progress import Progress
@@ -60,6 +62,24 @@ class StageContext:
     def read_all(self, references: Sequence[str], kind: RecordKind) -> ReadResult:
         """The records of several files as one."""
         return joined([self.read(reference, kind) for reference in references])
+
+    def with_room(
+        self, prompts: Sequence[Prompt], generator: PolicyGenerator, *, max_new_tokens: int, what: str
+    ) -> list[Prompt]:
+        """The prompts after which the model has room for so many tokens; how many are left out is said aloud.
+
+        Raises ModelError where none is left.
+        """
+        ids = (generator.chat_format.prompt_ids(prompt) for prompt in prompts)
+        kept = [prompt for prompt, one in zip(prompts, ids, strict=True) if generator.has_room(one, max_new_tokens)]
+        limits = f"the model has {generator.context_length} positions and max_new_tokens is {max_new_tokens}"
+        if not kept:
+            raise ModelError(f"no prompt of {what} leaves room for an answer: {limits}, so lower max_new_tokens")
+        if len(kept) < len(prompts):
+            self.progress.note(
+                f"  {what}: {len(prompts) - len(kept):,} of {len(prompts):,} prompts left out, too long: {limits}"
+            )
+        return kept
 
     def prepare(
         self, found: ReadResult, text_format: TextFormat, *, max_length: int, too_long: TooLong, what: str

@@ -238,7 +238,7 @@ class Judge(Settings):
 
     kind: Literal["rubric", "text_classifier", "reward_model"]
     """The tutorials world's rubric, a TF-IDF classifier fitted on labelled texts, or a reward model: a success is
-    then a higher score than another answer of the reference to the same prompt."""
+    then the share of four other answers of the reference to the same prompt that an answer outscores."""
     train: tuple[str, ...] = ()
     """Labelled texts the classifier is fitted on. Where these answer prompts, it reads answers only."""
     test: str | tuple[str, ...] | None = None

@@ -142,6 +142,9 @@ def run_collect(settings: Collect, context: StageContext) -> None:
     writers = _writers(settings, context)
     scorers = _scorers(settings, context, writers[0].generator.chat_format)
     prompts = context.read(settings.prompts, "prompts").records
+    for writer in writers:
+        limit = writer.sampling.max_new_tokens
+        prompts = context.with_room(prompts, writer.generator, max_new_tokens=limit, what="prompts")
     rows = batch_indices(context.seed, "collected prompts", 0, length=len(prompts), batch_size=settings.num_pairs)
     chunk = max(1, 4 * settings.batch_size // settings.candidates_per_prompt)
     comparisons: list[Comparison] = []

@@ -33,6 +33,8 @@ from prefloop.worlds import tutorials
 NUM_TURNED_SHOWN = 2
 TOKENS_PER_PART = 16384
 """Tokens scored at once."""
+NUM_OPPONENTS = 4
+"""Answers of the reference that an answer is compared with, where a reward model judges."""
 
 
 def run_evaluate_reward(settings: EvaluateReward, context: StageContext) -> None:
@@ -155,7 +157,7 @@ def run_evaluate_policies(settings: EvaluatePolicies, context: StageContext) -> 
     Every policy gets the same prompts and random numbers.
     """
     reference, reference_format = _load(settings.policies[settings.reference], context)
-    prompts = _repeated(settings, context)
+    prompts = _repeated(settings, PolicyGenerator(reference, reference_format), context)
 
     def judge_of(one: Judge) -> tuple[RewardSource, dict[str, Any]]:
         if one.kind != "reward_model":
@@ -208,18 +210,19 @@ def _load(place: str, context: StageContext) -> tuple[Policy, ChatFormat]:
     return read_policy(context.resolve(place), precision="float32")
 
 
-def _repeated(settings: EvaluatePolicies, context: StageContext) -> list[Prompt]:
+def _repeated(settings: EvaluatePolicies, generator: PolicyGenerator, context: StageContext) -> list[Prompt]:
     prompts: list[Prompt] = [""]
     if settings.prompts is not None:
         prompts = cast("list[Prompt]", context.read(settings.prompts, "prompts").records)
+        prompts = context.with_room(prompts, generator, max_new_tokens=settings.max_new_tokens, what="prompts")
     return [prompts[number % len(prompts)] for number in range(settings.num_samples)]
 
 
 def _opponents(
     settings: EvaluatePolicies, prompts: Sequence[Prompt], reference: Policy, chat_format: ChatFormat, *, seed: int
 ) -> list[Completion]:
-    """Answers of the reference by random numbers that no policy is measured with."""
-    ids = [chat_format.prompt_ids(prompt) for prompt in prompts]
+    """Answers of the reference, several to each prompt, by random numbers that no policy is measured with."""
+    ids = [chat_format.prompt_ids(prompt) for prompt in prompts for _ in range(NUM_OPPONENTS)]
     random = torch.Generator().manual_seed(derived_seed(seed, "opponents"))
     return PolicyGenerator(reference, chat_format).generate(
         ids, sampling=Sampling(settings.max_new_tokens), random=random
@@ -310,7 +313,7 @@ def _side_by_side(prompts: Sequence[Prompt], answers: dict[str, Answers], place:
     return {
         "prompt": prompt_text(prompts[place]),
         "answers": {
-            name: {"text": found.completions[place].text, "success": bool(found.successes[place])}
+            name: {"text": found.completions[place].text, "success": found.successes[place] > 0.5}
             for name, found in answers.items()
         },
     }
@@ -326,12 +329,12 @@ def turned(settings: EvaluatePolicies, prompts: Sequence[Prompt], answers: dict[
         return None
     after = "ppo" if "ppo" in others else others[-1]
     both = list(zip(answers[settings.reference].successes, answers[after].successes, strict=True))
-    gained = [place for place, (first, last) in enumerate(both) if last > first]
+    gained = [place for place, (first, last) in enumerate(both) if first <= 0.5 < last]
     return {
         "before": settings.reference,
         "after": after,
         "num_gained": len(gained),
-        "num_lost": sum(last < first for first, last in both),
+        "num_lost": sum(last <= 0.5 < first for first, last in both),
         "n": len(both),
         "samples": [_side_by_side(prompts, answers, place) for place in gained[:NUM_TURNED_SHOWN]],
     }

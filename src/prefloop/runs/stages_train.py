@@ -135,14 +135,20 @@ def run_ppo(settings: PPOStage, context: StageContext) -> None:
     _train_adapter(policy, settings.lora, seed=context.seed)
     scores, shared = _reward_of(policy, chat_format, settings, context)
     critic = _critic(policy, scores.model, settings, shared=shared, context=context)
-    prompts = _prompts(settings.prompts, context)
-    watched = _prompts(settings.evaluation_prompts, context) if settings.evaluation_prompts else prompts
+    generator = PolicyGenerator(policy, chat_format, batch_size=settings.generation_batch_size)
+
+    def read_prompts(reference: str | None, what: str) -> list[Prompt]:
+        limit = settings.training.max_new_tokens
+        return context.with_room(_prompts(reference, context), generator, max_new_tokens=limit, what=what)
+
+    prompts = read_prompts(settings.prompts, "prompts")
+    watched = read_prompts(settings.evaluation_prompts, "held-out prompts") if settings.evaluation_prompts else prompts
     algorithm = PPO(
         policy,
         reference,
         critic,
         _as_asked(scores, settings, seed=context.seed),
-        PolicyGenerator(policy, chat_format, batch_size=settings.generation_batch_size),
+        generator,
         prompts,
         [chat_format.prompt_ids(prompt) for prompt in prompts],
         config=_for_width(settings.training, policy.backbone.width, context),

@@ -85,7 +85,7 @@ def verdict(policies: Mapping[str, Mapping[str, Any]]) -> str | None:
     amount = f"{number(best['n'])} " if is_number(best.get("n")) else ""
     well = "questions without a flaw" if best.get("flaws") else "prompts well"
     if best.get("is_win_rate"):
-        well = "prompts better than another answer of the imitator"
+        well = "prompts better than other answers of the imitator"
     asked = f"{amount}held-out {well}"
     sentence = f"{_name(name, best)} answers {_rate(best, of=asked)}"
     return f"{sentence}." if start is None else f"{sentence}, the imitator it started from {_rate(start)}."
