@@ -49,7 +49,12 @@ class How:
 
 AS_IT_STANDS = How()
 PLAN = ("--dry-run",)
-LOCAL = ("data=alpaca.jsonl", "model=models/gpt2", "stages.reward.model=models/distilbert", "stages.judge.model=models/distilbert")
+LOCAL = (
+    "data=alpaca.jsonl",
+    "model=models/gpt2",
+    "stages.reward.model=models/distilbert",
+    "stages.judge.model=models/distilbert",
+)
 LOCAL_NAMES = re.compile(r"=(?:distilbert/)?(gpt2|distilbert)[\w-]*$")
 PAIRS = ("data=hh.jsonl.gz", "model=models/gpt2")
 
@@ -92,6 +97,9 @@ STEPS: dict[str, How] = {
     ),
     "run runs/quickstart/config.yaml --output runs/again": How("the run above once more", more=PLAN),
     "run controls": AS_IT_STANDS,
+    "chat runs/quickstart/sft runs/quickstart/ppo --no-history": How(typed="How do I tie a knot?\n1\n/quit\n"),
+    "label stats chats.db": AS_IT_STANDS,
+    "run sst2-positive": How("the Hub is not asked", more=("model=path/to/model", "data=path/to/sst2")),
     "chat runs/quickstart/ppo --no-history": How(typed="How do I tie a knot?\n/quit\n"),
     "chat runs/quickstart/sft --no-history --temperature 0": How(typed="How do I tie a knot?\n/quit\n"),
     "report FOLDER": How("FOLDER stands for a run", instead={"FOLDER": "runs/quickstart"}),
@@ -125,6 +133,7 @@ STEPS: dict[str, How] = {
 }
 
 NOT_RUN = {
+    "serve runs/quickstart/ppo": "it serves until it is stopped; tests/web/test_completion_server.py does that",
     "label serve labels.db": "it serves until it is stopped; tests/cli/test_label.py starts and stops it",
 }
 
@@ -174,6 +183,14 @@ def small_data(folder: Path) -> None:
     write_rows(folder / "pairs.jsonl", rows)
     write_rows(folder / "path/to/pairs.jsonl", rows)
     demonstrations: list[dict[str, object]] = [{"prompt": question, "completion": answer} for question, answer in asked]
+    numbered: list[dict[str, object]] = [
+        {"prompt": f"{question} ({number})", "completion_0": answer, "completion_1": "I do not know.", "label": 0}
+        for number in range(10)
+        for question, answer in asked
+    ]
+    write_rows(folder / "my_pairs.jsonl", numbered)
+    unlabelled = [{"prompt": row["prompt"], "left": row["chosen"], "right": row["rejected"]} for row in rows]
+    write_rows(folder / "unlabelled_pairs.jsonl", unlabelled)
     for name in ("demonstrations", "held_out"):
         write_rows(folder / f"{name}.jsonl", demonstrations)
     (folder / "reviews.csv").write_text("review,is_positive\na fine film,1\na dull film,0\n", encoding="utf-8")

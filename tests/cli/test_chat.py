@@ -11,7 +11,10 @@ from prefloop.cli.conversation import HELP
 from prefloop.rollouts.streamed_text import StreamedText
 from toy_recipes import tiny_llama
 
-TYPED = "How do I tie a knot?\n/set temperature 0\n/set nonsense\n/set length 0\n/odd\n\n/reset\n/help\nHow?\n/reset\nHow?\n"
+TYPED = (
+    "How do I tie a knot?\n/set temperature 0\n/set nonsense\n/set length 0\n/odd\n\n"
+    "/reset\n/help\nHow?\n/reset\nHow?\n"
+)
 
 
 def test_a_conversation_streams_and_ends_with_the_input(whole: Whole, prefloop: Prefloop) -> None:

@@ -19,6 +19,9 @@ def record(kind, values, *, columns=None, typed=True):
     return form_of(kind, list(values), columns, source="a.jsonl").make(with_our_names(row, columns))
 
 
+TWO = {"prompt": "p", "completion_0": "a", "completion_1": "b"}
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "expected"),
     [
@@ -66,6 +69,11 @@ def record(kind, values, *, columns=None, typed=True):
             {"chosen": "The sky is blue.", "rejected": "The sky is black."},
             PreferencePair("The sky is", " blue.", " black."),
         ),
+        ("pairs", {**TWO, "label": 0}, PreferencePair("p", "a", "b")),
+        ("pairs", {**TWO, "label": 1}, PreferencePair("p", "b", "a")),
+        ("pairs", {**TWO, "label": True, "agreement": 0.75}, PreferencePair("p", "b", "a", agreement=0.75)),
+        ("demonstrations", {**TWO, "label": 1}, Demonstration("p", "b")),
+        ("prompts", {**TWO, "label": 1}, "p"),
         ("labelled", {"text": "a", "label": 1}, LabelledText("a", 1)),
         ("labelled", {"sentence": "a", "label": 0}, LabelledText("a", 0)),
         ("labelled", {"text": "a", "label": True, "prompt": "p"}, LabelledText("a", 1, "p")),
@@ -116,6 +124,8 @@ def test_the_names_of_published_data_are_known(kind, values, expected):
         ),
         ("pairs", {"chosen": "blue sky", "rejected": "black sky"}, "no shared prompt"),
         ("pairs", {"chosen": "the sky", "rejected": "the sky is black"}, "empty completion"),
+        ("pairs", {**TWO, "label": 2}, "label is neither 0 nor 1"),
+        ("pairs", {**TWO, "completion_1": " ", "label": 0}, "empty completion"),
         ("labelled", {"sentence": "a", "label": -1}, "label is neither 0 nor 1"),
         ("labelled", {"text": "a", "label": 0.5}, "label is neither 0 nor 1"),
         ("prompts", {"prompt": " "}, "empty prompt"),

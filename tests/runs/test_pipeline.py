@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from prefloop.errors import Interrupted, ModelError, RunError
 from prefloop.runs import pipeline as pipeline_module
 from prefloop.runs.pipeline import run_pipeline
-from prefloop.runs.plan import plan
+from prefloop.runs.plan import fingerprint, plan
 from prefloop.runs.progress import Progress
 from prefloop.runs.stage_context import StageContext
 from toy_recipes import pipeline_of, tutorials, world_and_sft, write_recipe
@@ -158,6 +159,27 @@ def test_a_changed_setting_redoes_its_stage_and_what_depends_on_it(
     found = actions(recipe, finished)
     assert {name for name, action in found.items() if action != "done already"} == redone
     assert found[stage] == f"to do again, because {reason}"
+
+
+def test_a_setting_that_is_new_and_says_nothing_makes_no_stage_again(copied: Path) -> None:
+    """A folder of an older version: its records lack a setting, and so did what its fingerprint was made of."""
+    recipe = tutorials()
+    older = pipeline_of(recipe)
+    place = copied / "policies"
+    stage = older.stages["policies"]
+    known = {name: json.loads((copied / name / "provenance.json").read_text())["fingerprint"] for name in older.stages}
+    settings = stage.model_dump(mode="json")
+    assert settings.pop("num_shown") == type(stage).model_fields["num_shown"].default
+    settings["judge"].pop("reward_model")
+    (place / "config.yaml").write_text(yaml.safe_dump(settings))
+    facts = json.loads((place / "provenance.json").read_text())
+    facts["fingerprint"] = fingerprint(older, stage, known, own=settings)
+    (place / "provenance.json").write_text(json.dumps(facts))
+    assert actions(recipe, copied)["policies"] == "done already"
+    recipe["stages"]["policies"]["num_shown"] = 3
+    assert actions(recipe, copied)["policies"] == "to do again, because num_shown is set to 3"
+    recipe["stages"]["policies"] |= {"num_shown": 6, "num_samples": 7}
+    assert actions(recipe, copied)["policies"] == "to do again, because num_samples was 6 and is 7"
 
 
 def test_a_stage_is_made_anew_and_the_others_stay(copied: Path) -> None:

@@ -15,7 +15,7 @@ from prefloop.runs.pipeline import run_pipeline
 from prefloop.runs.progress import Progress
 from prefloop.runs.settings import load_yaml, merge, parse_overrides, validate
 from prefloop.runs.stage_settings import Pipeline
-from toy_recipes import dialogues_file, instructions_file, tiny_gpt2
+from toy_recipes import QUESTIONS, dialogues_file, instructions_file, tiny_gpt2
 
 LORA_STAGES = ("sft", "reward", "judge", "ppo")
 
@@ -175,3 +175,34 @@ def test_a_model_that_cannot_be_loaded_is_named_with_its_setting(
         run(pipeline, tmp_path / "out")
     assert str(told.value).endswith("(here: stages.reward.model=path/to/folder stages.judge.model=path/to/folder)")
     assert not (tmp_path / "out").exists()
+
+
+def test_pairs_of_ones_own_run_end_to_end_with_a_new_model(tmp_path: Path) -> None:
+    """Prompts with two completions and the number of the better one."""
+    questions = list(QUESTIONS.items())
+    with (tmp_path / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(60):
+            question, answer = questions[number % len(questions)]
+            both = (answer, "I do not know.")[:: 1 if number % 2 else -1]
+            row = {"prompt": f"{question} ({number})", "completion_0": both[0], "completion_1": both[1]}
+            file.write(json.dumps(row | {"label": 1 - number % 2}) + "\n")
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_length": 128, "vocabulary_size": 400}
+    small = {
+        **{f"sft.from_scratch.{name}": str(size) for name, size in sizes.items()},
+        **{f"{stage}.max_length": "128" for stage in ("sft", "reward", "judge", "dpo", "ppo")},
+        **{f"{stage}.training.batch_size": "8" for stage in ("sft", "reward", "judge", "dpo")},
+        **{f"{stage}.training.num_epochs": "1" for stage in ("sft", "reward", "judge", "dpo")},
+        "ppo.training.num_steps": "1",
+        "ppo.training.rollouts_per_step": "8",
+        "ppo.training.minibatch_size": "4",
+        "ppo.training.max_new_tokens": "12",
+        "ppo.training.num_evaluation_samples": "4",
+        "policies.num_samples": "8",
+        "policies.max_new_tokens": "12",
+    }
+    overrides = [f"stages.{name}={value}" for name, value in small.items()]
+    pipeline = recipe_of("pairs", "model=null", f"data={tmp_path / 'pairs.jsonl'}", *overrides)
+    summary = run(pipeline, tmp_path / "out")
+    assert set(summary["policies"]) == {"sft", "best_of_n", "dpo", "ppo"}
+    kept = [json.loads(line) for line in (tmp_path / "out" / "data" / "train.jsonl").read_text().splitlines()]
+    assert {row["rejected"] for row in kept} == {"I do not know."}

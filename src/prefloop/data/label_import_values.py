@@ -117,8 +117,7 @@ def side_columns(values: Mapping[str, Any]) -> tuple[str, str]:
                 raise BadRow(ONE_SIDED, f"there is an answer in {one!r} and no column {other!r}")
     raise BadRow(
         MALFORMED,
-        f"no columns hold the answers (found: {', '.join(values)}); map "
-        "two: left=COLUMN, right=COLUMN",
+        f"no columns hold the answers (found: {', '.join(values)}); map two: left=COLUMN, right=COLUMN",
     )
 
 
@@ -162,9 +161,7 @@ def prompt_of(row: Row, options: ImportOptions) -> Prompt:
                 raise BadRow(MALFORMED, str(problem)) from None
             assert isinstance(prompt, str | tuple)
             return prompt
-    raise BadRow(
-        MALFORMED, f"there is no prompt (found: {', '.join(row.values)}); map one: prompt=COLUMN"
-    )
+    raise BadRow(MALFORMED, f"there is no prompt (found: {', '.join(row.values)}); map one: prompt=COLUMN")
 
 
 def id_of(values: Mapping[str, Any]) -> str | None:

@@ -58,7 +58,7 @@ def make_comparing_judge(
     opponents: Sequence[Completion],
     reference: str,
 ) -> tuple[RewardSource, dict[str, Any]]:
-    """A reward model as the judge of these prompts: an answer succeeds by the share of the opponents' that it outscores.
+    """A reward model as the judge of these prompts: an answer counts by the share of opponents it outscores.
 
     Its own accuracy is the share of held-out pairs that it orders as people did. Its success rate is a win rate against
     the reference, for which the reference itself gets about one half.

@@ -111,7 +111,7 @@ def plan(pipeline: Pipeline, folder: Path) -> list[Planned]:
     for name, stage in pipeline.stages.items():
         named = [one.stage for one in references(stage, pipeline)]
         parents = tuple(one for one in dict.fromkeys(named) if one in fingerprints)
-        fingerprints[name] = fingerprint(pipeline, stage, fingerprints)
+        fingerprints[name] = _as_it_was_made(folder / name, pipeline, stage, fingerprints)
         action = _action(folder, name, fingerprints[name], stage, [one for one in planned if one.name in parents])
         planned.append(Planned(name, stage.kind, action, parents, fingerprints[name]))
     return planned
@@ -266,10 +266,12 @@ def _name_clashes(stage: EvaluatePolicies) -> Iterator[str]:
 # Fingerprints
 
 
-def fingerprint(recipe: Pipeline | Recipe, stage: AnyStage, known: Mapping[str, str]) -> str:
-    """See the module's docstring; `known` holds the fingerprints of the stages before."""
+def fingerprint(
+    recipe: Pipeline | Recipe, stage: AnyStage, known: Mapping[str, str], *, own: Mapping[str, Any] | None = None
+) -> str:
+    """See the module's docstring; `known` holds the fingerprints of the stages before, `own` the stage's settings."""
     settings = {
-        "stage": stage.model_dump(mode="json"),
+        "stage": stage.model_dump(mode="json") if own is None else own,
         "seed": stage.seed if stage.seed is not None else recipe.seed,
         "precision": None if isinstance(stage, World | Prepare | PreparePosts | Label) else recipe.precision,
     }
@@ -280,6 +282,39 @@ def fingerprint(recipe: Pipeline | Recipe, stage: AnyStage, known: Mapping[str, 
             content = file_fingerprint(one.outside)
         inputs.append([one.role, one.text, content])
     return hashlib.sha256(json_text([settings, inputs]).encode()).hexdigest()
+
+
+def _as_it_was_made(place: Path, pipeline: Pipeline, stage: AnyStage, known: Mapping[str, str]) -> str:
+    """The fingerprint without settings that the version which made the stage did not have, where they say nothing.
+
+    A setting that is new here stands at its default, and a default keeps what older versions did: that alone is no
+    reason to make a stage again.
+    """
+    now = fingerprint(pipeline, stage, known)
+    facts = stage_provenance(place) if (place / "run.json").exists() else None
+    if facts is None or facts["fingerprint"] == now:
+        return now
+    try:
+        before = load_yaml(place / "config.yaml")
+    except SettingsError:
+        return now
+    said = stage.model_dump(mode="json", exclude_defaults=True)
+    then = fingerprint(pipeline, stage, known, own=_known_before(stage.model_dump(mode="json"), before, said))
+    return then if then == facts["fingerprint"] else now
+
+
+def _known_before(settings: Mapping[str, Any], before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that were not there before and that nobody said anything about."""
+    kept: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in before and name not in said:
+            continue
+        inside = before.get(name), said.get(name, {})
+        if isinstance(value, Mapping) and all(isinstance(one, Mapping) for one in inside):
+            kept[name] = _known_before(value, *inside)  # type: ignore[arg-type]  # just checked
+        else:
+            kept[name] = value
+    return kept
 
 
 def file_fingerprint(path: Path) -> str:
@@ -360,12 +395,16 @@ def _changed_settings(place: Path, stage: AnyStage) -> str:
     except SettingsError as problem:
         return str(problem)
     now = _flat(stage.model_dump(mode="json"))
+    said = _flat(stage.model_dump(mode="json", exclude_defaults=True))
     changed = [
-        f"{name} was {before[name]!r} and is {value!r}" if name in before else f"the setting {name} is new"
+        f"{name} was {before[name]!r} and is {value!r}" if name in before else f"{name} is set to {value!r}"
         for name, value in now.items()
-        if name not in before or before[name] != value
+        if (name in before and before[name] != value) or (name not in before and name in said)
     ]
-    changed += [f"{name} is no longer set" for name in before if name not in now]
+    # A group that was not set before is one name there and several here.
+    changed += [
+        f"{name} is no longer set" for name in before if not any(f"{one}.".startswith(f"{name}.") for one in now)
+    ]
     return "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 

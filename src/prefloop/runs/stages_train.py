@@ -53,6 +53,9 @@ POLICY, CRITIC, REWARD = "policy", "critic", "reward"
 LEARNING_RATES = ("learning_rate", "critic_learning_rate")
 """Settings that `learning_rate_width` scales."""
 
+LEAST_ENDED_SHARE = 0.1
+"""Below this share of ended answers, a score for cut ones drowns the reward model's."""
+
 
 def run_sft(settings: SFTStage, context: StageContext) -> None:
     found = context.read_all(settings.train, settings.records)
@@ -159,6 +162,7 @@ def run_ppo(settings: PPOStage, context: StageContext) -> None:
     )
     _run(algorithm, settings, context, chat_format)
     _raise_alarms(context, num_watched=len(algorithm.evaluation_prompts))
+    _warn_of_cut_answers(settings, context)
     context.tell_of_cut_texts(scores)
 
 
@@ -207,6 +211,18 @@ def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
     context.write_json("alarms.json", listed)
     for alarm in alarms[:1]:
         context.progress.warn(f"ALARM in {context.name}: {alarm.message}")
+
+
+def _warn_of_cut_answers(settings: PPOStage, context: StageContext) -> None:
+    """Says it aloud where nearly all answers were cut and therefore scored alike."""
+    training = settings.training
+    ended = [row["ended_share"] for row in context.folder.read_metrics() if row.get("ended_share") is not None]
+    if training.missing_end_score is not None and ended and sum(ended) / len(ended) < LEAST_ENDED_SHARE:
+        context.progress.warn(
+            f"{context.name}: {sum(ended) / len(ended):.1%} of the sampled answers ended within max_new_tokens="
+            f"{training.max_new_tokens}; every other one got missing_end_score={training.missing_end_score:g} whatever it "
+            "said, so the reward model was hardly heard. Raise max_new_tokens, or set training.missing_end_score=null"
+        )
 
 
 # Data
