@@ -45,8 +45,9 @@ def run_recipe_file(path: Path, overrides: list[str], *, output: Path | None, dr
     settings = validate(Pipeline, merge(load_yaml(path), parse_overrides(overrides)), origin=str(path))
     folder = output or Path("runs") / settings.name
     if dry_run:
-        plan_table(plan(settings, folder))
-        print(f"\nfolder: {folder}\n\n{to_yaml(settings)}")
+        planned = plan(settings, folder)
+        print(f"{to_yaml(settings)}\nThe plan, in {folder}:")
+        plan_table(planned)
         return
     again = run_again(folder)
     summary = run_pipeline(settings, folder, progress=Progress(quiet=quiet), resume_command=again)

@@ -159,7 +159,8 @@ def check(recipe: Pipeline | Recipe) -> None:
         before[name] = stage
     if faults:
         head = f"{recipe.name} cannot run as it stands:"
-        raise SettingsError("\n  ".join([head, *dict.fromkeys(faults)]))
+        what = [f"what it is: {recipe.description}"] if isinstance(recipe, Pipeline) and recipe.description else []
+        raise SettingsError("\n  ".join([head, *dict.fromkeys(faults), *what]))
 
 
 def _fault(one: Reference, stages: Mapping[str, AnyStage], before: Mapping[str, AnyStage]) -> str | None:
