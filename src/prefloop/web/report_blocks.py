@@ -46,12 +46,13 @@ AUC_MEANINGS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer in a sample. `success` is None where nobody judged it."""
+    """One answer in a sample. `success` is None where nobody judged it; `verdict` says it in the judge's terms."""
 
     title: str
     text: str
     success: bool | None
     facts: str
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = [
         (
             _name(name, one),
-            percent(one.get("success_rate"), num_decimals=0),
-            percent_interval(one.get("ci95"), num_decimals=0) or DASH,
+            percent(one.get("success_rate")),
+            percent_interval(one.get("ci95")) or DASH,
             *(() if amount else (number(one.get("n")),)),
-            *((percent(one.get("second_judge_rate"), num_decimals=0),) if has_second else ()),
+            *((percent(one.get("second_judge_rate")),) if has_second else ()),
             ("≤ " if one.get("kl_is_bound") else "") + number(one.get("kl_from_reference")),
         )
         for name, one in policies.items()
@@ -149,7 +150,7 @@ def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> Table:
         f"The same {amount}held-out prompts for every policy" + (f", judged by {', '.join(judges)}" if judges else ""),
         (
             "Policy",
-            "Success",
+            "Wins" if _are_wins(policies) else "Success",
             "95 % interval",
             *(() if amount else ("n",)),
             *(("Second judge",) if has_second else ()),
@@ -195,7 +196,15 @@ def policy_chart(policies: Mapping[str, Mapping[str, Any]]) -> Markup | None:
         )
         for name, one in rated.items()
     ]
-    return dot_and_whisker_chart(estimates, label="Success of each policy", chart_id="policies", x_label="success")
+    what = "wins" if _are_wins(policies) else "success"
+    return dot_and_whisker_chart(
+        estimates, label=f"{what.capitalize()} of each policy", chart_id="policies", x_label=what
+    )
+
+
+def _are_wins(policies: Mapping[str, Any]) -> bool:
+    """Whether success means to outscore other answers of the reference."""
+    return any(isinstance(one, Mapping) and one.get("is_win_rate") for one in policies.values())
 
 
 def flaw_table(policies: Mapping[str, Mapping[str, Any]]) -> Table | None:
@@ -347,6 +356,11 @@ def reward_models_table(summary: Mapping[str, Any]) -> Table | None:
 
 def sample_blocks(summary: Mapping[str, Any]) -> list[SampleBlock]:
     """The summary's samples: one prompt each, answered by several policies."""
+    policies = group(summary, "policies")
+    has_rubric = any(isinstance(one, Mapping) and one.get("flaws") for one in policies.values())
+    good, bad = ("no flaw", "flawed") if has_rubric else ("success", "no success")
+    if _are_wins(policies):
+        good, bad = "wins", "does not win"
     return [
         SampleBlock(
             prompt_words(sample.get("prompt")),
@@ -356,6 +370,7 @@ def sample_blocks(summary: Mapping[str, Any]) -> list[SampleBlock]:
                     str(answer.get("text", "")),
                     answer["success"] if isinstance(answer.get("success"), bool) else None,
                     f"score {number(answer['score'])}" if is_number(answer.get("score")) else "",
+                    good if answer.get("success") else bad,
                 )
                 for name, answer in group(sample, "answers").items()
                 if isinstance(answer, Mapping)
