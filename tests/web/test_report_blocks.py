@@ -84,7 +84,7 @@ def test_best_of_n_says_of_how_many_and_that_its_distance_is_a_bound():
     table = policy_table({"best_of_n": bound, "ppo": rated(0.9, 0.8, 1.0, kl_from_reference=3.0)})
     assert table.columns == ("Policy", "Success", "95 % interval", "Second judge", "KL, nats")
     assert table.rows[0] == ("Best of 4", "70.0\u00a0%", "[60.0 to 80.0]", "66.0\u00a0%", "≤ 0.64")
-    assert table.rows[1] == ("PPO", "90\u00a0%", "[80 to 100]", "–", "3")
+    assert table.rows[1] == ("PPO", "90.0\u00a0%", "[80.0 to 100.0]", "–", "3")
 
 
 def test_columns_that_nobody_measured_are_left_out():

@@ -221,7 +221,7 @@ def _warn_of_cut_answers(settings: PPOStage, context: StageContext) -> None:
         context.progress.warn(
             f"{context.name}: {sum(ended) / len(ended):.1%} of the sampled answers ended within max_new_tokens="
             f"{training.max_new_tokens}; every other one got missing_end_score={training.missing_end_score:g} whatever "
-            "it said, so the reward model was hardly heard. Raise max_new_tokens, or set training.missing_end_score=null"
+            "it said, so the reward model was hardly heard. Raise max_new_tokens or set training.missing_end_score=null"
         )
 
 
