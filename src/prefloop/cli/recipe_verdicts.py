@@ -35,7 +35,7 @@ def verdict(recipe_file: Path, *, hub_answers: bool | None, runs: Path, hardware
     names = _listed(list(missing))
     if hub_answers:
         return f"runs here; downloads {names}" + took
-    how = " ".join(f"{key}=PATH" for key in dict.fromkeys(missing.values()))
+    how = " ".join(f"{key}=PATH" for key in dict.fromkeys(key for keys in missing.values() for key in keys))
     why = (
         "needs the Hub (--hub asks whether it answers)"
         if hub_answers is None
@@ -44,15 +44,15 @@ def verdict(recipe_file: Path, *, hub_answers: bool | None, runs: Path, hardware
     return f"{why} for {names}; or give local copies: {how}"
 
 
-def _not_here(pipeline: Pipeline) -> dict[str, str]:
-    """Models and data that are neither on the disk nor in the Hub's cache, each with the setting that names it."""
-    missing: dict[str, str] = {}
+def _not_here(pipeline: Pipeline) -> dict[str, list[str]]:
+    """Models and data that are neither on the disk nor in the Hub's cache, each with the settings that name it."""
+    missing: dict[str, list[str]] = {}
     for name, stage in pipeline.stages.items():
         for one in references(stage, pipeline):
             if one.stage in pipeline.stages or one.outside.exists() or _is_cached(one.text, is_model=one.is_model):
                 continue
             owner = next((key for key in ("model", "data") if getattr(pipeline, key) == one.text), None)
-            missing.setdefault(one.text, owner or f"stages.{name}.{one.role}")
+            missing.setdefault(one.text, []).append(owner or f"stages.{name}.{one.role}")
     return missing
 
 
