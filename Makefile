@@ -14,6 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into .venv (once; a minute or two)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
+	@echo "installed; to have the command prefloop in this shell: . .venv/bin/activate"
 
 setup: $(STAMP)  ## create .venv and install prefloop with its development tools
 

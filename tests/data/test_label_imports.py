@@ -543,3 +543,22 @@ def test_the_real_dialogues_are_read_and_accounted_for():
     assert result.dropped == {"empty completion": 4, "chosen equals rejected": 2}
     lefts = sum(one.choice == "left" for one in result.labels)
     assert 0.46 < lefts / len(result.labels) < 0.54
+
+
+def test_a_label_that_numbers_the_better_completion_is_a_choice(tmp_path: Path) -> None:
+    both = {"completion_0": "A cherry.", "completion_1": "A shoe."}
+    rows = [{"prompt": f"Name a red fruit ({better}).", **both, "label": better} for better in (0, 1)]
+    found = read_label_file(jsonl(tmp_path, rows), annotator="Ada")
+    assert [(one.annotator, one.choice) for one in found.labels] == [("Ada", "left"), ("Ada", "right")]
+    assert [pair.comparison.left.text for pair in found.pairs] == ["A cherry.", "A cherry."]
+    with pytest.raises(DataError, match="label is 2; it must be 0 or 1"):
+        read_label_file(jsonl(tmp_path, [rows[0] | {"label": 2}]))
+
+
+def test_comparisons_of_ours_are_pairs_and_keep_what_is_known_of_them(tmp_path: Path) -> None:
+    row = {"pair_id": "one", "prompt": "Name a red fruit.", "left": "A cherry.", "right": "A shoe."}
+    details = {"left_votes": 3, "right_votes": 1}
+    (pair,) = read_label_file(jsonl(tmp_path, [row | {"details": details}])).pairs
+    assert pair.comparison.details == details
+    with pytest.raises(DataError, match="details must be an object"):
+        read_label_file(jsonl(tmp_path, [row | {"details": "many"}]))

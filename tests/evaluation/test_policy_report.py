@@ -63,3 +63,23 @@ def test_best_of_by_hand_and_against_a_naive_loop() -> None:
 def test_best_of_refuses_a_part_of_a_group() -> None:
     with pytest.raises(ValueError, match="5 scores do not make whole groups of 2"):
         best_of([0.0] * 5, 2)
+
+
+def test_answers_to_prompts_that_repeat_have_an_interval_over_prompts() -> None:
+    """Two prompts, one always right and one never: four answers or a hundred, it is two prompts that were seen."""
+    completions = [Completion("yes")] * 100
+    successes = [1.0, 0.0] * 50
+
+    def interval(prompts: list[str]) -> tuple[float, float]:
+        found = policy_figures(
+            completions, successes, kl_per_sequence=None, scores=None, judged_by="x", prompts=prompts
+        )
+        assert found["num_prompts"] == len(set(prompts))
+        return found["ci95"]
+
+    assert interval(["a", "b"] * 50) == (0.0, 1.0)
+    low, high = interval([str(number) for number in range(100)])
+    assert 0.39 < low < 0.41
+    assert 0.59 < high < 0.61
+    # One prompt for all is no prompt at all: the samples are independent.
+    assert interval([""] * 100) == (low, high)

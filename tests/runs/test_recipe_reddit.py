@@ -208,5 +208,5 @@ def test_without_data_the_plan_says_what_to_set(tmp_path: Path) -> None:
 
 def test_a_share_without_posts_is_an_error(tmp_path: Path) -> None:
     write_dump(tmp_path / "one.jsonl", forum(1))
-    with pytest.raises(DataError, match="is empty: give it a larger share or more posts"):
+    with pytest.raises(DataError, match="is empty: 1 of 1 posts passed the filters"):
         prepared(tmp_path / "out", f"data={tmp_path / 'one.jsonl'}")

@@ -148,7 +148,7 @@ def test_overrides_nest_and_take_lists() -> None:
         (["a=b # c"], "would lose a part"),
         (["a={b: 1}"], "gives a mapping"),
         (["a=x: y"], "gives a mapping"),
-        (["a=[1"], "expected"),
+        (["a=[1"], "opens a list and does not close it"),
         (["a=1", "a=2"], "overridden twice"),
         (["a=1", "a.b=2"], "which another override sets to a value"),
         (["a.b=2", "a=1"], "overridden twice"),

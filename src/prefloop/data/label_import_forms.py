@@ -11,6 +11,7 @@ from prefloop.data.label_import_values import (
     ID_COLUMNS,
     MALFORMED,
     PROMPT_COLUMNS,
+    UNKNOWN_CHOICE,
     BadRow,
     GivenLabel,
     GivenRow,
@@ -37,6 +38,8 @@ from prefloop.records import Choice, Comparison, Completion, PreferencePair, Pro
 TableForm = Literal["pairs", "preference", "hh", "annotators", "long"]
 
 _PAIR_COLUMNS = ("left_source", "right_source", "left_ended", "right_ended")
+_NUMBERED = ("completion_0", "completion_1")
+"""With a label that is the number of the better one."""
 _ORDER_COLUMNS = ("gold_choice", "margin", "disagreement")
 _LABEL_COLUMNS = ("annotator", "choice", "strength", "rationale", "opened_at", "submitted_at")
 _PREFERENCE_COLUMNS = (
@@ -99,8 +102,23 @@ def _pair_columns(row: Row) -> tuple[str, ...]:
 
 
 def _pairs(row: Row, options: ImportOptions) -> GivenRow:
-    kept = others(row.values, (*_pair_columns(row), *_ORDER_COLUMNS), options)
-    return GivenRow(pair_of(row, options, details=kept))
+    values = row.values
+    is_numbered = "label" in values and side_columns(values) == _NUMBERED
+    known = (*_pair_columns(row), *_ORDER_COLUMNS, "details", *(("label",) if is_numbered else ()))
+    kept = others(values, known, options)
+    # A comparisons.jsonl of ours says there what else is known of a pair.
+    details = values.get("details") or {}
+    if not isinstance(details, Mapping):
+        raise BadRow(MALFORMED, "details must be an object")
+    labels = []
+    if is_numbered:
+        label = str(values["label"]).removesuffix(".0")
+        if label not in ("0", "1"):
+            raise BadRow(
+                UNKNOWN_CHOICE, f"label is {values['label']!r}; it must be 0 or 1, the better completion's number"
+            )
+        labels = [GivenLabel(options.annotator, "right" if label == "1" else "left")]
+    return GivenRow(pair_of(row, options, details={**details, **kept}), labels)
 
 
 def _long(row: Row, options: ImportOptions) -> GivenRow:

@@ -254,7 +254,7 @@ def others(values: Mapping[str, Any], known: Sequence[str], options: ImportOptio
     if found and options.other_columns == "refuse":
         raise UnknownColumn(
             f"unknown columns {', '.join(map(repr, found))}; known here: {', '.join(known)}. Map a column "
-            "(OURS=THEIRS), or let other columns be kept with the pairs (keep) or dropped (drop)"
+            "(OURS=THEIRS), or let other columns be kept with the pairs (other columns: keep) or dropped (drop)"
         )
     return {name: json_value(value) for name, value in found.items()} if options.other_columns == "keep" else {}
 

@@ -307,7 +307,8 @@ def _form_of(row: Row) -> RowForm:
         "a row is neither a submission (id, subreddit, title, selftext, score, created_utc) nor a comment (id, "
         "link_id, parent_id, body, score, created_utc) nor a question (site, id, title, question, score, created, "
         "answers); "
-        f"it has {', '.join(columns) or 'no columns'}"
+        f"it has {', '.join(columns) or 'no columns'}. In a folder with other files, name those to read, as in "
+        '"stages.posts.sources=[FILE, FILE]"'
     )
 
 

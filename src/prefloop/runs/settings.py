@@ -144,6 +144,10 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
 def _override_value(assignment: str, text: str) -> Any:
     if not text:
         raise SettingsError(f"`{assignment}` has no value; write `null` for none or \"''\" for an empty text.")
+    if text[0] == "[" and text[-1] != "]":
+        raise SettingsError(
+            f'`{assignment}` opens a list and does not close it; quote it as a whole: "key=[one, two]".'
+        )
     value = _parse(text, f"override `{assignment}`")
     if isinstance(value, dict):
         raise SettingsError(f"`{assignment}` gives a mapping; set its keys one by one, or put a text in quotes.")

@@ -215,6 +215,11 @@ def _repeated(settings: EvaluatePolicies, generator: PolicyGenerator, context: S
     if settings.prompts is not None:
         prompts = cast("list[Prompt]", context.read(settings.prompts, "prompts").records)
         prompts = context.with_room(prompts, generator, max_new_tokens=settings.max_new_tokens, what="prompts")
+        if len(prompts) < settings.num_samples:
+            context.progress.warn(
+                f"{context.name}: {settings.num_samples:,} answers to {len(prompts):,} prompts, which repeat; "
+                "intervals are over prompts"
+            )
     return [prompts[number % len(prompts)] for number in range(settings.num_samples)]
 
 
@@ -261,7 +266,14 @@ def _best_of_n(shared: _Evaluation, policy: Policy, chat_format: ChatFormat, n: 
 def _measured(shared: _Evaluation, completions: list[Completion], kl: list[float] | None) -> Answers:
     successes = shared.judge.score(shared.prompts, completions)
     scores = shared.reward.score(shared.prompts, completions) if shared.reward is not None else None
-    figures = policy_figures(completions, successes, kl_per_sequence=kl, scores=scores, judged_by=shared.judged_by)
+    figures = policy_figures(
+        completions,
+        successes,
+        kl_per_sequence=kl,
+        scores=scores,
+        judged_by=shared.judged_by,
+        prompts=[prompt_text(prompt) for prompt in shared.prompts],
+    )
     if isinstance(shared.judge, ComparingJudge):
         figures["is_win_rate"] = True
     if shared.second_judge is not None:

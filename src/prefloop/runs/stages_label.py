@@ -1,6 +1,7 @@
 """The stage in which somebody chooses: simulated annotators here, the same over HTTP, or people in the browser."""
 
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -178,6 +179,9 @@ def label_server(place: Path, *, opens_browser: bool = False) -> Iterator[str]:
     command = [sys.executable, "-m", "prefloop.cli.main", "label", "serve", str(place), "--port", str(port)]
     output = None if opens_browser else subprocess.DEVNULL
     command += [] if opens_browser else ["--no-browser"]
+    # Ended by SIGTERM, this process would leave the server behind.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     with subprocess.Popen(command, stdout=output) as server:  # noqa: S603 - our own command
         try:
             _wait_until_up(url, server)
@@ -188,6 +192,8 @@ def label_server(place: Path, *, opens_browser: bool = False) -> Iterator[str]:
                 server.wait(10)
             except subprocess.TimeoutExpired:
                 server.kill()
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
 
 
 def _free_port() -> int:

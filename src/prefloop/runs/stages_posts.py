@@ -42,7 +42,10 @@ def run_prepare_posts(settings: PreparePosts, context: StageContext) -> None:
         belonging = set(kept)
         posts = [post for post, prompt in zip(found.posts, prompts, strict=True) if prompt in belonging]
         if not posts:
-            raise DataError(f"the part {name} is empty: give it a larger share or more posts")
+            raise DataError(
+                f"the part {name} is empty: {len(found.posts):,} of {found.post_account.num_read:,} posts passed the "
+                "filters; loosen them, give more posts, or a larger share"
+            )
         # Made within each part: that replies are matched must hold in the part by itself.
         parts.append(_Part(name, posts, vote_pairs(posts, settings.pair_rules, seed=context.seed)))
     written = {part.name: _write(part, settings, context) for part in parts}
@@ -63,6 +66,12 @@ def run_prepare_posts(settings: PreparePosts, context: StageContext) -> None:
     context.write_json("audit.json", audit)
     for line in lines:
         context.progress.note(f"  {line.strip()}")
+    for part in parts:
+        if not written[part.name]["pairs"]:
+            context.progress.warn(
+                f"{context.name}: the part {part.name} has no pair left, so no stage can learn from it or be measured "
+                "on it. Loosen the filters or pair_rules (early_answer=keep matches nothing away), or give more posts"
+            )
 
 
 def _prompt(post: Post, settings: PreparePosts) -> str:
