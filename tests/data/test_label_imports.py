@@ -556,9 +556,14 @@ def test_a_label_that_numbers_the_better_completion_is_a_choice(tmp_path: Path) 
 
 
 def test_comparisons_of_ours_are_pairs_and_keep_what_is_known_of_them(tmp_path: Path) -> None:
-    row = {"pair_id": "one", "prompt": "Name a red fruit.", "left": "A cherry.", "right": "A shoe."}
+    left = {"text": "A cherry.", "ended": False, "source": "sft"}
+    row = {"pair_id": "one", "prompt": "Name a red fruit.", "left": left, "right": {"text": "A shoe."}}
     details = {"left_votes": 3, "right_votes": 1}
     (pair,) = read_label_file(jsonl(tmp_path, [row | {"details": details}])).pairs
     assert pair.comparison.details == details
+    assert pair.comparison.left == Completion("A cherry.", ended=False, source="sft")
+    assert pair.comparison.right == Completion("A shoe.")
+    with pytest.raises(DataError, match="left is an object of word; it must hold text, ended, source"):
+        read_label_file(jsonl(tmp_path, [row | {"left": {"word": "A cherry."}}]))
     with pytest.raises(DataError, match="details must be an object"):
         read_label_file(jsonl(tmp_path, [row | {"details": "many"}]))

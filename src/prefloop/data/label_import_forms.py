@@ -101,7 +101,20 @@ def _pair_columns(row: Row) -> tuple[str, ...]:
     return (*ID_COLUMNS, *PROMPT_COLUMNS, *side_columns(row.values), *_PAIR_COLUMNS)
 
 
+def _spread(row: Row) -> Row:
+    """A row of our comparisons.jsonl, whose sides are objects, with their parts as columns."""
+    values = dict(row.values)
+    for side in ("left", "right"):
+        given = values.get(side)
+        if isinstance(given, Mapping):
+            if not {"text"} <= given.keys() <= {"text", "ended", "source"}:
+                raise BadRow(MALFORMED, f"{side} is an object of {', '.join(given)}; it must hold text, ended, source")
+            values |= {side if name == "text" else f"{side}_{name}": value for name, value in given.items()}
+    return Row(row.place, values, row.typed)
+
+
 def _pairs(row: Row, options: ImportOptions) -> GivenRow:
+    row = _spread(row)
     values = row.values
     is_numbered = "label" in values and side_columns(values) == _NUMBERED
     known = (*_pair_columns(row), *_ORDER_COLUMNS, "details", *(("label",) if is_numbered else ()))
