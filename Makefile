@@ -28,14 +28,14 @@ stress: $(STAMP)  ## 50 clients label while the server is killed 50 times: SQLit
 	$(BIN)/python -m stress.label_server
 
 check: $(STAMP)  ## format, lint, types, floors, names
-	$(BIN)/ruff format --check src tests stress docs notebooks
-	$(BIN)/ruff check src tests stress docs notebooks
+	$(BIN)/ruff format --check src tests stress docs notebooks examples
+	$(BIN)/ruff check src tests stress docs notebooks examples
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 format: $(STAMP)  ## rewrite the code in the house's format
-	$(BIN)/ruff format src tests stress docs notebooks
-	$(BIN)/ruff check --fix src tests stress docs notebooks
+	$(BIN)/ruff format src tests stress docs notebooks examples
+	$(BIN)/ruff check --fix src tests stress docs notebooks examples
 
 docs: $(STAMP)  ## the documentation as a site in site/, which opens offline
 	$(BIN)/mkdocs build --quiet

@@ -20,7 +20,8 @@ from label_projects import new_project, say
 from prefloop.collection.store import LabelStore
 from prefloop.errors import RunError, SettingsError
 from prefloop.web import label_server
-from prefloop.web.label_server import first_link, is_loopback, running_server, serve
+from prefloop.web.label_server import first_link, running_server, serve
+from prefloop.web.listening import is_loopback
 
 SERVED = """
 import sys, time

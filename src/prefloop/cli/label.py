@@ -34,8 +34,9 @@ def serve(
     The first time, you become its admin. Give others their own links with `prefloop label person`.
     """
     from prefloop.collection.store import open_store
-    from prefloop.web.label_server import first_link, is_loopback
+    from prefloop.web.label_server import first_link
     from prefloop.web.label_server import serve as serve_page
+    from prefloop.web.listening import is_loopback
 
     with open_store(store, must_exist=True) as project:
         knows_me = not project.accounts() or name in [account.name for account in project.accounts()]

@@ -30,7 +30,7 @@ from prefloop.data.label_import_values import (
     time_of,
     truth_of,
 )
-from prefloop.data.record_forms import RowDropped, RowProblem, dialogue, form_of
+from prefloop.data.record_forms import NUMBERED, RowDropped, RowProblem, dialogue, form_of
 from prefloop.data.row_files import Row
 from prefloop.data.splits import prompt_key
 from prefloop.records import Choice, Comparison, Completion, PreferencePair, Prompt
@@ -38,8 +38,6 @@ from prefloop.records import Choice, Comparison, Completion, PreferencePair, Pro
 TableForm = Literal["pairs", "preference", "hh", "annotators", "long"]
 
 _PAIR_COLUMNS = ("left_source", "right_source", "left_ended", "right_ended")
-_NUMBERED = ("completion_0", "completion_1")
-"""With a label that is the number of the better one."""
 _ORDER_COLUMNS = ("gold_choice", "margin", "disagreement")
 _LABEL_COLUMNS = ("annotator", "choice", "strength", "rationale", "opened_at", "submitted_at")
 _PREFERENCE_COLUMNS = (
@@ -116,7 +114,7 @@ def _spread(row: Row) -> Row:
 def _pairs(row: Row, options: ImportOptions) -> GivenRow:
     row = _spread(row)
     values = row.values
-    is_numbered = "label" in values and side_columns(values) == _NUMBERED
+    is_numbered = "label" in values and side_columns(values) == NUMBERED
     known = (*_pair_columns(row), *_ORDER_COLUMNS, "details", *(("label",) if is_numbered else ()))
     kept = others(values, known, options)
     # A comparisons.jsonl of ours says there what else is known of a pair.

@@ -282,7 +282,7 @@ def _pair_by_label(row: Row) -> PreferencePair:
     label = _number(row, "label")
     if label not in (0.0, 1.0):
         raise RowDropped(OTHER_LABEL)
-    answers = [_completion(row, column) for column in _NUMBERED]
+    answers = [_completion(row, column) for column in NUMBERED]
     return _pair(row, _prompt(row, "prompt"), answers[int(label)], answers[1 - int(label)])
 
 
@@ -304,7 +304,8 @@ def _conversation_prompt(row: Row) -> Prompt:
 
 
 _PAIR_EXTRAS = ("agreement", "num_annotators", "chosen_ended", "rejected_ended")
-_NUMBERED = ("completion_0", "completion_1")
+NUMBERED = ("completion_0", "completion_1")
+"""Two completions; a label beside them is the number of the better one."""
 
 FORMS: dict[Kind, tuple[Form, ...]] = {
     "text": (
@@ -327,12 +328,12 @@ FORMS: dict[Kind, tuple[Form, ...]] = {
             optional=_PAIR_EXTRAS,
         ),
         Form(("chosen", "rejected"), lambda row: _preferred(_pair_without_prompt(row)), optional=_PAIR_EXTRAS),
-        Form(("prompt", *_NUMBERED, "label"), lambda row: _preferred(_pair_by_label(row)), optional=_PAIR_EXTRAS[:2]),
+        Form(("prompt", *NUMBERED, "label"), lambda row: _preferred(_pair_by_label(row)), optional=_PAIR_EXTRAS[:2]),
     ),
     "pairs": (
         Form(("prompt", "chosen", "rejected"), _pair_with_prompt, optional=_PAIR_EXTRAS),
         Form(("chosen", "rejected"), _pair_without_prompt, optional=_PAIR_EXTRAS),
-        Form(("prompt", *_NUMBERED, "label"), _pair_by_label, optional=_PAIR_EXTRAS[:2]),
+        Form(("prompt", *NUMBERED, "label"), _pair_by_label, optional=_PAIR_EXTRAS[:2]),
     ),
     "labelled": (
         Form(("text", "label"), _labelled("text"), optional=("prompt",)),

@@ -299,13 +299,16 @@ def _as_it_was_made(place: Path, pipeline: Pipeline, stage: AnyStage, known: Map
         before = load_yaml(place / "config.yaml")
     except SettingsError:
         return now
-    said = stage.model_dump(mode="json", exclude_defaults=True)
-    then = fingerprint(pipeline, stage, known, own=_known_before(stage.model_dump(mode="json"), before, said))
+    then = fingerprint(pipeline, stage, known, own=_as_before(stage, before))
     return then if then == facts["fingerprint"] else now
 
 
+def _as_before(stage: AnyStage, before: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings without those that were not there before and that nobody said anything about."""
+    return _known_before(stage.model_dump(mode="json"), before, stage.model_dump(mode="json", exclude_defaults=True))
+
+
 def _known_before(settings: Mapping[str, Any], before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that were not there before and that nobody said anything about."""
     kept: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in before and name not in said:
@@ -392,15 +395,14 @@ def _action(folder: Path, name: str, wanted: str, stage: AnyStage, parents: list
 def _changed_settings(place: Path, stage: AnyStage) -> str:
     """Which of a stage's own settings changed since it was made; empty where none did."""
     try:
-        before = _flat(load_yaml(place / "config.yaml"))
+        made_with = load_yaml(place / "config.yaml")
     except SettingsError as problem:
         return str(problem)
-    now = _flat(stage.model_dump(mode="json"))
-    said = _flat(stage.model_dump(mode="json", exclude_defaults=True))
+    before, now = _flat(made_with), _flat(_as_before(stage, made_with))
     changed = [
         f"{name} was {before[name]!r} and is {value!r}" if name in before else f"{name} is set to {value!r}"
         for name, value in now.items()
-        if (name in before and before[name] != value) or (name not in before and name in said)
+        if name not in before or before[name] != value
     ]
     # A group that was not set before is one name there and several here.
     changed += [

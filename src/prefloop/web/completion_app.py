@@ -15,7 +15,7 @@ from contextlib import aclosing, suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -62,37 +62,20 @@ def _internal_error() -> RequestError:
 class Doorkeeper(Shield):
     """The label server's rules for hosts and headers, with the key asked for and errors in the API's form."""
 
+    logger = logger
+
     def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str], api_key: str | None) -> None:
         super().__init__(app, allowed_hosts=allowed_hosts, csp=True)
         self.api_key = api_key
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+    def _refusal(self, scope: Scope) -> Response | None:
+        problem = self._problem(scope)
+        return None if problem is None else error_response(problem)
 
-        async def send_with_headers(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                headers = MutableHeaders(scope=message)
-                for name, value in self.headers.items():
-                    headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
-            await send(message)
+    def _failure(self) -> Response:
+        return error_response(_internal_error())
 
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, send_with_headers)
-            return
-        try:
-            await self.app(scope, receive, send_with_headers)
-        except ClientDisconnect:
-            return
-        except Exception as problem:
-            logger.error("%s in %s", type(problem).__name__, places(problem))
-            if not started:
-                await error_response(_internal_error())(scope, receive, send_with_headers)
-
-    def _refusal(self, scope: Scope) -> RequestError | None:
+    def _problem(self, scope: Scope) -> RequestError | None:
         if not self._host_is_allowed(scope):
             return RequestError(
                 "This server does not answer under that host name.", status=403, code="host_not_allowed"

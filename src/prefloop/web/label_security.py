@@ -69,6 +69,8 @@ def error_response(status: int, reason: str, message: str, headers: dict[str, st
 class Shield:
     """Middleware around the whole application: known hosts only, headers on every answer, no traceback to a client."""
 
+    logger = logger
+
     def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str], csp: bool) -> None:
         self.app = app
         self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
@@ -95,19 +97,29 @@ class Shield:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        if not self._host_is_allowed(scope):
-            message = "This server does not answer under that host name."
-            await error_response(403, "host", message)(scope, receive, send_with_headers)
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send_with_headers)
             return
         try:
             await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
             return
         except Exception as problem:
-            logger.error("%s in %s", type(problem).__name__, places(problem))
+            self.logger.error("%s in %s", type(problem).__name__, places(problem))
             if not started:
-                message = "Something went wrong in the server. Try again; if it goes on, tell who runs it."
-                await error_response(500, "internal", message)(scope, receive, send_with_headers)
+                await self._failure()(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """What a request gets that is not let in; None for one that is."""
+        if self._host_is_allowed(scope):
+            return None
+        return error_response(403, "host", "This server does not answer under that host name.")
+
+    def _failure(self) -> Response:
+        """What a request gets that made the server fail."""
+        message = "Something went wrong in the server. Try again; if it goes on, tell who runs it."
+        return error_response(500, "internal", message)
 
     def _host_is_allowed(self, scope: Scope) -> bool:
         hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
