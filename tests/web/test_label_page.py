@@ -66,6 +66,9 @@ def desk_with(chromium: Browser, folder: Path, *, num_pairs: int = 10, **browser
         with running_server(store) as url:
             context = chromium.new_context(**browser)
             context.set_default_timeout(PATIENCE_MILLISECONDS)
+            # The browser begins to ask about requests a moment after the first route is said, and a press in between
+            # goes past it. This route matches nothing, and has it ask from the start.
+            context.route("**/no-such-path", lambda route: route.abort())
             page = context.new_page()
             desk = Desk(store, url, token, context, page)
             page.on("pageerror", lambda error: desk.errors.append(str(error)))
