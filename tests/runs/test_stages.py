@@ -21,7 +21,7 @@ from prefloop.runs.progress import Progress
 from prefloop.runs.settings import load_yaml, merge, parse_overrides, validate
 from prefloop.runs.stage_context import read_policy, read_reward_model
 from prefloop.runs.stage_settings import AnyStage, EvaluatePolicies, Judge, Pipeline
-from prefloop.runs.stages_evaluate import Answers, turned
+from prefloop.runs.stages_evaluate import Answers, no_better_than_length, turned
 from toy_recipes import pipeline_of, sst2_folder, tiny_llama, tutorials, world_and_sft
 
 STAGES: tuple[Any, ...] = typing.get_args(typing.get_args(AnyStage)[0])
@@ -334,3 +334,40 @@ def test_what_turned_is_counted_both_ways_and_shown_where_it_was_gained() -> Non
     assert [one["prompt"] for one in found["samples"]] == ["question 0", "question 4"]
     alone = settings.model_copy(update={"policies": {"first": "sft"}})
     assert turned(alone, prompts, answers) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "by_length", "is_alarming"),
+    [(0.62, 0.6, False), (0.6, 0.6, True), (0.55, 0.7, True), (0.2, None, False)],
+)
+def test_a_reward_model_must_be_clearly_above_length_alone(
+    low: float, by_length: float | None, is_alarming: bool
+) -> None:
+    figures = {"accuracy": 0.7, "accuracy_ci95": (low, 0.8), "n": 90, "length_only_accuracy": by_length}
+    found = no_better_than_length(figures)
+    assert (found is not None) == is_alarming
+    assert found is None or f"70.0% [{low:.1%}, 80.0%] of 90 held-out pairs right" in found
+
+
+def test_what_nobody_must_miss_is_said_kept_and_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers that are all cut, and a reward model beside pairs in which the longer answer always wins."""
+    recipe = tutorials()
+    held_out = tmp_path / "pairs.jsonl"
+    row = {"chosen": "Take a pot and fill it with soil.", "rejected": "Take a pot."}
+    rows = [{"prompt": f"How do I repot plant {number}?"} | row for number in range(6)]
+    held_out.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    stages = {name: recipe["stages"][name] for name in ("world", "sft", "pairs", "labels", "reward", "ppo")}
+    stages["ppo"] |= {"training": stages["ppo"]["training"] | {"max_new_tokens": 2, "missing_end_score": -3.0}}
+    stages["report"] = {
+        "kind": "evaluate_reward", "reward_model": "reward", "pairs": str(held_out), "train_pairs": [str(held_out)],
+    }  # fmt: skip
+    pipeline = pipeline_of(recipe | {"stages": stages, "next_commands": []})
+    summary = run_pipeline(pipeline, tmp_path / "out", progress=Progress(), resume_command="again")
+    assert [one["stage"] for one in summary["alarms"]] == ["ppo", "report"]
+    cut, length = (one["message"] for one in summary["alarms"])
+    assert "0.0% of the sampled answers ended within max_new_tokens=2" in cut
+    assert "length alone 100.0%" in length
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"ALARM in ppo: {cut}" in said
+    assert f"ALARM in report: {length}" in said
+    assert json.loads((tmp_path / "out" / "report" / "alarms.json").read_text()) == summary["alarms"][1:]

@@ -97,7 +97,8 @@ def figures(summary: Mapping[str, Any]) -> None:
                 f"{'pairs' if 'reward_model' in judge else 'texts'} of {judge['tested_on']}"
             )
     for alarm in summary.get("alarms", []):
-        print(f"ALARM in {alarm['stage']}, step {alarm['step']}: {alarm['message']}")
+        place = alarm["stage"] if alarm["step"] is None else f"{alarm['stage']}, step {alarm['step']}"
+        print(f"ALARM in {place}: {alarm['message']}")
 
 
 def pipeline_result(summary: Mapping[str, Any], folder: Path) -> None:

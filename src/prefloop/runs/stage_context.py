@@ -46,6 +46,7 @@ class StageContext:
     default_data: str | None = None
     resume: bool = False
     audits: dict[str, Audit] = field(default_factory=dict)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
@@ -112,6 +113,16 @@ class StageContext:
         """Says it aloud where a reward model could not read texts as a whole."""
         if source.truncation:
             self.progress.warn(f"{self.name}: {source.truncation}")
+
+    def alarm(self, message: str, *, step: int | None = None, aloud: bool = True) -> None:
+        """What nobody must miss: said now unless not `aloud`, kept in alarms.json for the report and the model card.
+
+        `step` is None for what concerns the stage as a whole.
+        """
+        self.alarms.append({"stage": self.name, "step": step, "message": message})
+        self.write_json("alarms.json", self.alarms)
+        if aloud:
+            self.progress.warn(f"ALARM in {self.name}: {message}")
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes a JSONL file that other stages may read."""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +69,21 @@ def run_evaluate_reward(settings: EvaluateReward, context: StageContext) -> None
     context.progress.note(
         f"  orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs "
         f"as {against} does" + (f"; by length alone {by_length:.1%}" if by_length is not None else "")
+    )
+    fault = no_better_than_length(figures)
+    if fault is not None:
+        context.alarm(fault)
+
+
+def no_better_than_length(figures: Mapping[str, Any]) -> str | None:
+    """What to say of a reward model whose interval reaches down to what length alone achieves; None of a better one."""
+    (low, high), by_length = figures["accuracy_ci95"], figures.get("length_only_accuracy")
+    if by_length is None or low > by_length:
+        return None
+    return (
+        f"the reward model orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs "
+        f"right, and length alone {by_length:.1%}: nothing shows that it hears more than length. Compare the lengths of "
+        "the policies' answers, and let people or another kind of judge decide between them"
     )
 
 

@@ -193,7 +193,7 @@ def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, t
 
 
 def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
-    """Writes alarms.json, and says it aloud when the reward rose while the judge fell."""
+    """Where the reward rose while the judge fell. The first one is said aloud; later ones tell little more."""
     rows = [
         {
             "step": float(row["step"]),
@@ -206,20 +206,17 @@ def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
     ]
     if not rows:
         return
-    alarms = overoptimisation_alarms(rows, num_samples=num_watched)
-    listed = [{"stage": context.name, "step": alarm.step, "message": alarm.message} for alarm in alarms]
-    context.write_json("alarms.json", listed)
-    for alarm in alarms[:1]:
-        context.progress.warn(f"ALARM in {context.name}: {alarm.message}")
+    for number, alarm in enumerate(overoptimisation_alarms(rows, num_samples=num_watched)):
+        context.alarm(alarm.message, step=alarm.step, aloud=number == 0)
 
 
 def _warn_of_cut_answers(settings: PPOStage, context: StageContext) -> None:
-    """Says it aloud where nearly all answers were cut and therefore scored alike."""
+    """Where nearly all answers were cut and therefore scored alike."""
     training = settings.training
     ended = [row["ended_share"] for row in context.folder.read_metrics() if row.get("ended_share") is not None]
     if training.missing_end_score is not None and ended and sum(ended) / len(ended) < LEAST_ENDED_SHARE:
-        context.progress.warn(
-            f"{context.name}: {sum(ended) / len(ended):.1%} of the sampled answers ended within max_new_tokens="
+        context.alarm(
+            f"{sum(ended) / len(ended):.1%} of the sampled answers ended within max_new_tokens="
             f"{training.max_new_tokens}; every other one got missing_end_score={training.missing_end_score:g} whatever "
             "it said, so the reward model was hardly heard. Raise max_new_tokens or set training.missing_end_score=null"
         )

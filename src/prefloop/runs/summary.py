@@ -87,7 +87,7 @@ def _agreement(labels: list[Label], seed: int, *, sides: list[dict[str, float]])
 
 
 def _alarms(pipeline: Pipeline, folder: Path) -> list[dict[str, Any]]:
-    """What the judges that watched over PPO stages had to say."""
+    """What nobody must miss, in the order of the stages."""
     found = []
     for name in pipeline.stages:
         place = folder / name / "alarms.json"

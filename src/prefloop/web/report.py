@@ -249,20 +249,30 @@ def _progress_sentence(stage: Stage) -> str:
 
 
 def _alarms(stages: Sequence[Stage], summary: Mapping[str, Any]) -> list[StageAlarm]:
-    """Stages that did not end well, then the alarms on record, or those that the evaluations give where none are."""
+    """Stages that did not end well, then the summary's alarms, or each stage's own where there is no summary yet."""
     alarms = [
         StageAlarm(stage.name, None, f"This stage is {stage.state}" + (f": {stage.reason}" if stage.reason else "."))
         for stage in stages
         if stage.state in ("failed", "interrupted")
     ]
     if isinstance(summary.get("alarms"), list):
-        recorded = formats.groups(summary, "alarms")
-        return alarms + [
-            StageAlarm(str(one.get("stage", "")), one.get("step"), str(one.get("message", ""))) for one in recorded
-        ]
-    return alarms + [
-        StageAlarm(stage.name, alarm.step, alarm.message) for stage in stages for alarm in measured_alarms(stage)
-    ]
+        return alarms + [_recorded_alarm(one) for one in formats.groups(summary, "alarms")]
+    for stage in stages:
+        recorded = _read_alarms(stage)
+        alarms += recorded or [StageAlarm(stage.name, one.step, one.message) for one in measured_alarms(stage)]
+    return alarms
+
+
+def _read_alarms(stage: Stage) -> list[StageAlarm]:
+    """What a stage has put on record at its end."""
+    file = stage.run.path / "alarms.json" if stage.run else None
+    if file is None or not file.exists():
+        return []
+    return [_recorded_alarm(one) for one in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def _recorded_alarm(one: Mapping[str, Any]) -> StageAlarm:
+    return StageAlarm(str(one.get("stage", "")), one.get("step"), str(one.get("message", "")))
 
 
 def _by_stage(alarms: Sequence[StageAlarm]) -> dict[str, list[StageAlarm]]:
