@@ -188,7 +188,21 @@ def test_figures_that_do_not_exist_are_dashes(capsys: pytest.CaptureFixture[str]
     assert "ALARM in ppo, step 4: the judge fell" in shown
     row = {"success_rate": 0.5, "ci95": (0.4, 0.6), "n": 1200, "kl_from_reference": None}
     policy_table({"only": row | {"mean_response_tokens": None, "distinct_2": None}})
-    assert re.search(r"only +│ +50\.0 % │ +40\.0–60\.0 % │ 1,200 │ +– │ +– │ +– │", capsys.readouterr().out)
+    assert re.search(r"only +50\.0 % +40\.0–60\.0 % +1,200 +– +– +–", capsys.readouterr().out)
+
+
+def test_the_table_fits_80_columns_with_every_word_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"success_rate": 1.0, "ci95": (0.995, 1.0), "n": 1200, "kl_from_reference": 12.01, "kl_is_bound": True}
+    policy_table({"ppo_unguarded": row | {"mean_response_tokens": 128.5, "distinct_2": 0.123}})
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert re.search(r"ppo_unguarded +100\.0 % +99\.5–100\.0 % +1,200 +≤ 12\.01 +128\.5 +0\.123", shown)
+    assert all(
+        name in shown for name in ("policy", "success", "95 % interval", "n", "KL (nats)", "tokens", "distinct-2")
+    )
 
 
 def test_samples_show_what_turned_and_how_often(capsys: pytest.CaptureFixture[str]) -> None:

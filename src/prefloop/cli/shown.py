@@ -16,12 +16,16 @@ def decimals(value: float | None, digits: int = 2) -> str:
 
 def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> None:
     """Success with its interval, KL, length and diversity, a line per policy."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="On held-out prompts", title_justify="left", header_style="bold")
+    # A terminal of 80 columns must show every name whole: no frame, and no cell that breaks.
+    table = Table(
+        title="On held-out prompts", title_justify="left", header_style="bold", box=SIMPLE_HEAD, collapse_padding=True
+    )
     for heading in ("policy", "success", "95 % interval", "n", "KL (nats)", "tokens", "distinct-2"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right")
+        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
     for name, row in policies.items():
         low, high = row["ci95"]
         bound = "≤ " if row.get("kl_is_bound") else ""

@@ -366,7 +366,7 @@ def sample_blocks(summary: Mapping[str, Any]) -> list[SampleBlock]:
             prompt_words(sample.get("prompt")),
             tuple(
                 Answer(
-                    policy_name(name),
+                    _name(name, group(policies, name)),
                     str(answer.get("text", "")),
                     answer["success"] if isinstance(answer.get("success"), bool) else None,
                     f"score {number(answer['score'])}" if is_number(answer.get("score")) else "",
