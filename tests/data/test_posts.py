@@ -162,5 +162,12 @@ def test_a_source_that_is_not_there_or_holds_nothing_is_an_error(tmp_path: Path)
 
 def test_filters_that_leave_no_post_say_so(tmp_path: Path) -> None:
     path = write_dump(tmp_path / "a.jsonl", [submission("a"), submission("b")])
-    with pytest.raises(DataError, match="of 2 were dropped 2 another site"):
-        read_posts([path], PostFilters(sites=("gardening",)))
+    with pytest.raises(DataError, match="of 2 were dropped 2 too few votes"):
+        read_posts([path], PostFilters(least_post_score=10_000))
+
+
+def test_a_site_that_does_not_occur_is_named_beside_those_that_do(tmp_path: Path) -> None:
+    rows = [submission(name, subreddit="cooking") for name in "ab"] + [submission("c", subreddit="gardening")]
+    path = write_dump(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"names cookng, but no post is of that site; .* cooking \(2\), gardening \(1\)"):
+        read_posts([path], PostFilters(sites=("Gardening", "cookng")))

@@ -29,6 +29,8 @@ from prefloop.errors import DataError
 
 RowForm = Literal["submission", "comment", "question", "summarised submission"]
 
+NUM_SITES_NAMED = 8
+
 DUPLICATE = "seen before"
 NO_POST = "its post was dropped or is not there"
 NESTED = "answers a comment and not the post"
@@ -104,7 +106,7 @@ def read_posts(sources: Sequence[str | Path], filters: PostFilters) -> PostsRead
     written by a bot, too short or too long, and comments on comments, are dropped and counted.
 
     Raises DataError for a file that cannot be read, for rows of no known form or with malformed values (up to 20 by
-    file and line), and where no post is left.
+    file and line), for a site that was asked for and does not occur, and where no post is left.
     """
     problems = Problems()
     reading = _Reading(filters, problems)
@@ -120,6 +122,7 @@ def read_posts(sources: Sequence[str | Path], filters: PostFilters) -> PostsRead
                 problems.add(row.place, str(problem))
         files.append({"path": str(path), "sha256": dump_sha256(path), "rows": num_rows})
     problems.raise_any()
+    reading.check_sites()
     posts = reading.finished()
     if not posts:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in reading.post_account.dropped.most_common())
@@ -158,6 +161,7 @@ class _Reading:
         self.posts: dict[str, Post] = {}
         self.replies: dict[str, list[Reply]] = {}
         self.seen: set[str] = set()
+        self.sites: Counter[str] = Counter()
 
     def take(self, row: Row, form: RowForm) -> None:
         here = _form_of(row)
@@ -169,6 +173,17 @@ class _Reading:
             self._take_question(row)
         else:
             self._take_submission(row)
+
+    def check_sites(self) -> None:
+        """Raises DataError for a site that was asked for and of which there is no post: a slip, or the wrong file."""
+        known = {name.lower() for name in self.sites}
+        unknown = [name for name in self.filters.sites if name.lower() not in known]
+        if unknown and self.sites:
+            listed = ", ".join(f"{name} ({count:,})" for name, count in self.sites.most_common(NUM_SITES_NAMED))
+            more = f" and {len(self.sites) - NUM_SITES_NAMED:,} more" if len(self.sites) > NUM_SITES_NAMED else ""
+            raise DataError(
+                f"filters.sites names {', '.join(unknown)}, but no post is of that site; there are posts of {listed}{more}."
+            )
 
     def finished(self) -> list[Post]:
         """The posts with their replies."""
@@ -212,6 +227,7 @@ class _Reading:
 
     def _take_post(self, row: Row, key: str, post: Post) -> bool:
         self.post_account.num_read += 1
+        self.sites[post.site] += 1
         reason = DUPLICATE if key in self.seen else author_drop_reason(row.values, self.filters)
         reason = reason or post_drop_reason(
             row.values,
