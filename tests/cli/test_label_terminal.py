@@ -112,7 +112,7 @@ def test_after_the_last_pair_one_can_look_again_or_take_back(store: LabelStore) 
     assert displayed(store)[-1] == "right"
     assert screen.count("All done") == 3
     store.add_account("Ada")
-    assert store.progress("Ben").num_left_for_you == 0
+    assert store.own_progress("Ben").num_left == 0
 
 
 def test_when_others_hold_the_rest_it_says_so(store: LabelStore) -> None:

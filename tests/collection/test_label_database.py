@@ -43,7 +43,7 @@ def test_who_reads_need_not_wait_for_who_writes(store_location: str) -> None:
         with database.writing() as connection:
             connection.execute(text("UPDATE accounts SET num_tasks = 5"))
             assert len(store.pairs()) == 10
-            assert store.progress("Ada").num_labels == 0
+            assert store.progress().num_labels == 0
         database.close()
 
 

@@ -19,7 +19,7 @@ def test_labels_keep_their_ids_times_and_people(store_location: str) -> None:
         assert [replace(event, event_id=0) for event in events] == [replace(first, annotator="Ada"), second]
         assert store.current_labels() == events
         assert [(account.name, account.active) for account in store.accounts()] == [("Ada", True), ("Zoe", False)]
-        assert (store.progress("Ada").num_own_labels, store.progress("Zoe").num_own_labels) == (1, 1)
+        assert (store.own_progress("Ada").num_done, store.own_progress("Zoe").num_done) == (1, 1)
         assert store.check() == []
 
 

@@ -134,10 +134,39 @@ def test_gold_pairs_and_repeats_come_at_their_rates(store_location: str) -> None
                 before, swapped = first[task.pair_id]
                 assert at - before >= 5
                 assert task.swapped is not swapped
-        progress = store.progress("Ada")
-        assert progress.num_labels == progress.num_own_labels == kinds["regular"] == progress.num_pairs_complete
+        progress = store.progress()
+        assert progress.num_labels == kinds["regular"] == progress.num_pairs_complete
+        assert store.own_progress("Ada").num_done == 240
         assert store.check() == []
         assert {label.kind for label in store.current_labels()} == {"regular", "gold", "repeat"}
+
+
+def test_what_is_left_does_not_tell_a_gold_pair_from_others(store_location: str) -> None:
+    """Of 120 pairs with 20 % gold and 10 % repeats, 120 / 0.7 * 0.3 = 51 further tasks are to be expected."""
+    shares = settings(gold_share=0.2, repeat_share=0.1, annotators_per_pair=1)
+    with open_store(store_location, settings=shares) as store:
+        gold = [pair(1000 + number, gold_choice="left") for number in range(60)]
+        store.add_pairs([pair(number) for number in range(120)] + gold)
+        store.add_account("Ada")
+        seen, kinds = [store.own_progress("Ada")], set()
+        for _ in range(100):
+            (task,) = store.next_tasks("Ada")
+            kinds.add(task.kind)
+            store.submit("Ada", submission(task))
+            seen.append(store.own_progress("Ada"))
+        assert kinds == {"gold", "repeat", "regular"}
+        assert [one.num_done for one in seen] == list(range(101))
+        assert [one.num_left for one in seen] == [170 - number for number in range(101)]
+
+
+def test_only_as_many_gold_pairs_are_expected_as_there_are(store_location: str) -> None:
+    shares = settings(gold_share=0.5, annotators_per_pair=1)
+    with open_store(store_location, settings=shares) as store:
+        store.add_pairs([pair(number) for number in range(30)])
+        store.add_account("Ada")
+        assert store.own_progress("Ada").num_left == 30
+        store.add_pairs([pair(1000 + number, gold_choice="left") for number in range(2)])
+        assert store.own_progress("Ada").num_left == 32
 
 
 def test_repeats_are_of_pairs_where_a_side_was_chosen(store_location: str) -> None:
@@ -167,7 +196,7 @@ def test_without_regular_pairs_left_the_queue_ends_and_stays_ended(store_locatio
         store.add_account("Ada")
         while tasks := store.next_tasks("Ada"):
             store.submit("Ada", submission(tasks[0]))
-        assert store.progress("Ada").num_left_for_you == 0
+        assert store.own_progress("Ada").num_left == 0
         assert store.next_tasks("Ada", num=10) == []
 
 

@@ -169,5 +169,7 @@ def test_filters_that_leave_no_post_say_so(tmp_path: Path) -> None:
 def test_a_site_that_does_not_occur_is_named_beside_those_that_do(tmp_path: Path) -> None:
     rows = [submission(name, subreddit="cooking") for name in "ab"] + [submission("c", subreddit="gardening")]
     path = write_dump(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=r"names cookng, but no post is of that site; .* cooking \(2\), gardening \(1\)"):
+    with pytest.raises(
+        DataError, match=r"names cookng, but no post is of that site; .* cooking \(2\), gardening \(1\)"
+    ):
         read_posts([path], PostFilters(sites=("Gardening", "cookng")))

@@ -101,7 +101,7 @@ def test_a_label_is_stored_and_the_next_tasks_come_with_the_receipt(store: Label
     }
     assert answer["tasks"][0]["task_id"] == held[1]["task_id"]
     assert len(answer["tasks"]) == 2
-    assert answer["progress"]["num_own_labels"] == 1
+    assert answer["progress"] == {"num_done": 1, "num_left": 5}
     assert client.get("/api/progress").json()["progress"] == answer["progress"]
 
 
@@ -142,7 +142,7 @@ def test_undo_gives_the_task_back_with_what_was_said(store: LabelStore, client: 
     first, again = (client.post("/api/undo", json={"submission_id": "undo-1-of-ben"}).json() for _ in range(2))
     assert first["task"] | {"expires_at": 0} == task | {"expires_at": 0}
     assert first["previous"] == {"choice": "right", "strength": 2, "rationale": "shorter"}
-    assert first["progress"]["num_own_labels"] == 0
+    assert first["progress"]["num_done"] == 0
     assert again["receipt"] == first["receipt"] | {"replayed": True}
     assert store.current_labels() == []
 

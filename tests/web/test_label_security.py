@@ -342,4 +342,4 @@ def test_a_link_shows_one_person_s_things_only(store: LabelStore, client: TestCl
     assert refused.json()["error"]["reason"] == "unknown_task"
     undo = client.post("/api/undo", json={"submission_id": "undo-number-1"}, headers=by_link(store, "Ben"))
     assert undo.json()["error"]["reason"] == "nothing_to_undo"
-    assert store.progress("Ada").num_own_labels == 1
+    assert store.own_progress("Ada").num_done == 1

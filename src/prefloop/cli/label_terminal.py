@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefloop import __version__
-from prefloop.collection.label_records import Progress, Submission, Task
+from prefloop.collection.label_records import OwnProgress, Submission, Task
 from prefloop.collection.store import LabelStore
 from prefloop.errors import LabelRefusedError
 from prefloop.records import Choice, Message
@@ -196,7 +196,6 @@ class LabelTerminal:
         self.clock = clock
         self.name = store.settings.name
         self.guidelines = store.settings.guidelines.strip()
-        self.num_before = store.progress(annotator).num_own_labels
         self.num_here = 0
 
     def run(self) -> int:
@@ -274,9 +273,8 @@ class LabelTerminal:
             sitting = _Sitting(tasks[0], self.clock(), note=note)
             self._show(sitting)
             return sitting
-        progress = self.store.progress(self.annotator)
         self._say(plain(note))
-        if progress.num_left_for_you > 0:
+        if self.store.own_progress(self.annotator).num_left > 0:
             self._say("Nothing for you right now: others are answering the pairs that are left.")
         else:
             self._say("All done: there is no pair left for you. Thank you.")
@@ -290,9 +288,8 @@ class LabelTerminal:
         task = sitting.task
         if self.console.is_terminal:
             self.console.clear()
-        progress = self.store.progress(self.annotator)
         self.console.rule(Text(plain(self.name), style="bold"), align="left")
-        self._say(_progress_line(self.num_before + self.num_here, progress), style="dim")
+        self._say(_progress_line(self.store.own_progress(self.annotator)), style="dim")
         if self.guidelines:
             self.console.print(Panel(Text(plain(self.guidelines)), title="Guidelines", title_align="left", style="dim"))
         self.console.print(_prompt_panel(task))
@@ -324,11 +321,10 @@ class LabelTerminal:
             self.console.print(Text(text, style=style))
 
 
-def _progress_line(num_done: int, progress: Progress) -> str:
-    """An exact number of pairs left would tell gold pairs, which are not counted, from others."""
-    left = progress.num_left_for_you
+def _progress_line(progress: OwnProgress) -> str:
+    left = progress.num_left
     about = f"{left}" if left < 10 else f"about {-(-left // 5) * 5}"
-    return f"{num_done} done, {about} left"
+    return f"{progress.num_done} done, {about} left"
 
 
 def _prompt_panel(task: Task) -> Panel:

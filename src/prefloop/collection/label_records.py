@@ -128,14 +128,24 @@ class Undone:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a project is, and how far one person is. Gold pairs and repeats count for nobody's pairs."""
+    """How far a project is. Gold pairs and repeats do not count."""
 
     num_pairs: int
     num_pairs_complete: int
     num_labels: int
     num_labels_wanted: int
-    num_own_labels: int
-    num_left_for_you: int
+
+
+@dataclass(frozen=True)
+class OwnProgress:
+    """How far one person is, in tasks: gold pairs, repeats and skipped pairs count like any other.
+
+    Each answer moves both numbers by one, so neither tells a pair with a known answer from others. `num_left` is what
+    would come if nobody else answered, with the gold pairs and repeats to be expected; 0 when nothing is left.
+    """
+
+    num_done: int
+    num_left: int
 
 
 @dataclass(frozen=True)

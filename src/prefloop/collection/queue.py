@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, sele
 from prefloop.collection import label_schema as schema
 from prefloop.collection.accounts import name_key
 from prefloop.collection.annotators import shows_swapped
-from prefloop.collection.label_records import Progress, ProjectSettings, Task, TaskKind
+from prefloop.collection.label_records import OwnProgress, Progress, ProjectSettings, Task, TaskKind
 from prefloop.collection.stored_rows import check_name, settings_from_text, task_from_row
 from prefloop.errors import DataError
 from prefloop.randomness import derived_seed, python_random
@@ -150,29 +150,29 @@ _COUNT_TASKS = (
     .values(num_tasks=schema.accounts.c.num_tasks + bindparam("num"))
 )
 
-_everybody = schema.accounts.alias("everybody")
-_own_answers = (
-    select(func.count())
-    .select_from(schema.tasks.join(schema.pairs, _pairs.id == _tasks.pair_ref))
-    .where(
-        _tasks.account_ref == schema.accounts.c.id,
-        _tasks.label_event.is_not(None),
-        _tasks.is_repeat.is_(False),
-        _pairs.open_position.is_not(None),
-    )
-    .scalar_subquery()
+_NUM_OPEN = select(func.count()).where(_pairs.open_position.is_not(None)).scalar_subquery()
+_PROGRESS = select(
+    schema.project.c.settings,
+    schema.project.c.num_regular_pairs,
+    _NUM_OPEN.label("num_open"),
+    select(func.coalesce(func.sum(schema.accounts.c.num_labels), 0)).scalar_subquery().label("num_labels"),
 )
-_PROGRESS = (
+_is_regular = _tasks.kind == "regular"
+_OWN_PROGRESS = (
     select(
         schema.project.c.settings,
-        schema.project.c.num_regular_pairs,
-        select(func.count()).where(_pairs.open_position.is_not(None)).scalar_subquery().label("num_open"),
-        select(func.coalesce(func.sum(_everybody.c.num_labels), 0)).scalar_subquery().label("num_labels"),
-        schema.accounts.c.num_labels.label("num_own"),
-        _own_answers.label("num_own_open"),
+        schema.accounts.c.id,
+        _NUM_OPEN.label("num_open"),
+        select(func.count()).where(_pairs.gold_choice.is_not(None)).scalar_subquery().label("num_gold"),
+        func.count(_tasks.id).label("num_done"),
+        func.count().filter(_is_regular).label("num_regular_done"),
+        func.count().filter(_is_regular, _pairs.open_position.is_not(None)).label("num_open_done"),
     )
     .select_from(schema.project)
-    .outerjoin(schema.accounts, schema.accounts.c.name_key == bindparam("key"))
+    .join(schema.accounts, schema.accounts.c.name_key == bindparam("key"))
+    .outerjoin(schema.tasks, and_(_tasks.account_ref == schema.accounts.c.id, _tasks.label_event.is_not(None)))
+    .outerjoin(schema.pairs, _pairs.id == _tasks.pair_ref)
+    .group_by(schema.project.c.settings, schema.accounts.c.id)
 )
 
 _Row = Row[*tuple[Any, ...]]
@@ -317,21 +317,35 @@ def _give(connection: Connection, person: Person, given: Sequence[_Given], *, un
         connection.execute(_COUNT_TASKS, {"me": person.ref, "num": len(given)})
 
 
-def progress(connection: Connection, annotator: str | None) -> Progress:
-    """How far the project is; with a name, also how far that person is. Raises DataError for an unknown name.
-
-    `num_left_for_you` counts the pairs that still need somebody and that the person has not answered or skipped; others
-    may be at some of them just now.
-    """
-    key = None if annotator is None else name_key(check_name(annotator))
-    row = connection.execute(_PROGRESS, {"key": key}).one()
-    if annotator is not None and row.num_own is None:
-        raise DataError(f"There is no account called {annotator!r}. Add it to the project first.")
+def progress(connection: Connection) -> Progress:
+    """How far the project is."""
+    row = connection.execute(_PROGRESS).one()
     return Progress(
         num_pairs=row.num_regular_pairs,
         num_pairs_complete=row.num_regular_pairs - row.num_open,
         num_labels=int(row.num_labels),
         num_labels_wanted=row.num_regular_pairs * settings_from_text(row.settings).annotators_per_pair,
-        num_own_labels=row.num_own or 0,
-        num_left_for_you=0 if annotator is None else row.num_open - row.num_own_open,
     )
+
+
+def own_progress(connection: Connection, annotator: str) -> OwnProgress:
+    """How far a person is. Raises DataError for an unknown name."""
+    row = connection.execute(_OWN_PROGRESS, {"key": name_key(check_name(annotator))}).one_or_none()
+    if row is None:
+        raise DataError(f"There is no account called {annotator!r}. Add it to the project first.")
+    num_left = row.num_open - row.num_open_done
+    if num_left:
+        expected = _num_expected(
+            settings_from_text(row.settings), num_left + row.num_regular_done, num_gold=row.num_gold
+        )
+        num_left += max(0, expected - (row.num_done - row.num_regular_done))
+    return OwnProgress(row.num_done, num_left)
+
+
+def _num_expected(settings: ProjectSettings, num_regular: int, *, num_gold: int) -> int:
+    """Gold pairs and repeats among so many other tasks; where there is no gold pair, an ordinary one takes its place."""
+    gold_share = settings.gold_share if num_gold else 0.0
+    # With no share left for ordinary pairs they come where gold pairs and repeats run out; then nothing can be said.
+    regular_share = max(1.0 - gold_share - settings.repeat_share, 0.1)
+    golds = min(num_gold, gold_share / regular_share * num_regular)
+    return int(golds + settings.repeat_share / regular_share * max(0, num_regular - REPEAT_AFTER_TASKS))

@@ -20,6 +20,7 @@ from prefloop.collection.accounts import Accounts
 from prefloop.collection.label_database import Database, SqliteDatabase, open_database
 from prefloop.collection.label_records import (
     LabelEvent,
+    OwnProgress,
     Progress,
     ProjectSettings,
     Receipt,
@@ -212,10 +213,15 @@ class LabelStore(Accounts):
             annotator, now, lambda connection, person, at: submissions.undo(connection, person, submission_id, now=at)
         )
 
-    def progress(self, annotator: str | None = None) -> Progress:
-        """How far the project is and, with a name, how far that person is. Raises DataError for an unknown name."""
+    def progress(self) -> Progress:
+        """How far the project is."""
         with self._database.reading() as connection:
-            return queue.progress(connection, annotator)
+            return queue.progress(connection)
+
+    def own_progress(self, annotator: str) -> OwnProgress:
+        """How far that person is. Raises DataError for an unknown name."""
+        with self._database.reading() as connection:
+            return queue.own_progress(connection, annotator)
 
     def events(self, after: int = 0) -> list[LabelEvent]:
         """The record, oldest first: every event with an id above `after`.

@@ -304,7 +304,7 @@ def _content_checked() -> Iterator[None]:
 
 
 def _answer(store: LabelStore, person: Person, **content: Any) -> Response:
-    return json_response({**content, "progress": asdict(store.progress(person.name))})
+    return json_response({**content, "progress": asdict(store.own_progress(person.name))})
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:

@@ -24,8 +24,6 @@ let progress = null;
 const refused = new Set(); // Tasks the server took no answer for; it may go on offering them while their lease lasts.
 let sending = null; // The promise of the one run of `drain`.
 let undoId = null;
-let numBefore = null; // Own labels when the page was opened.
-let numHere = 0; // Answers since then.
 let isUndoing = false;
 let isLooking = true;
 let isOffline = false;
@@ -61,7 +59,7 @@ function pause() {
     const kept = waiting ? "Your answers are kept in this browser until then." : "";
     view.showPause("Waiting for the server", `The next pairs come as soon as it answers. ${kept}`, { canLook: true, canUndo: false });
   } else if (isLooking || waiting) view.showPause("One moment", "The next pairs are on their way.", { canLook: false, canUndo: false });
-  else if (progress?.num_left_for_you > 0) {
+  else if (progress?.num_left > 0) {
     const text = "Other people are answering the pairs that are left. Some may still come to you; this page looks again by itself.";
     view.showPause("Nothing for you right now", text, { canLook: true, canUndo });
   } else {
@@ -73,7 +71,7 @@ function pause() {
 function showState() {
   const state = stopped ?? (isOffline ? "offline" : numWaiting() || !progress ? "saving" : "saved");
   view.showState(state, numWaiting());
-  if (progress) view.showProgress(numDone(), Math.max(0, progress.num_left_for_you - numWaiting()));
+  if (progress) view.showProgress(numDone(), Math.max(0, progress.num_left - numWaiting()));
   pause();
 }
 
@@ -86,10 +84,8 @@ function numWaiting() {
   return outbox ? outbox.entries().length : 0;
 }
 
-/** Counts what was answered here, and not what the server counts: gold pairs must look like any other. */
 function numDone() {
-  numBefore ??= progress ? progress.num_own_labels + numWaiting() : null;
-  return (numBefore ?? 0) + numHere;
+  return (progress?.num_done ?? 0) + numWaiting();
 }
 
 // Labels go out
@@ -111,7 +107,6 @@ function choose(choice) {
     client_version: `page ${document.body.dataset.version}`,
   });
   current = null;
-  numHere += 1;
   if (performance.now() - noticeShownAt > NOTICE_MILLISECONDS) view.showNotice("");
   showNext();
   showState();
@@ -252,7 +247,6 @@ async function undo() {
 
 function reopen(task, previous) {
   refused.delete(task.task_id);
-  numHere -= 1;
   queue = queue.filter((one) => one.task_id !== task.task_id);
   if (current && current.task.task_id !== task.task_id) queue.unshift(current.task);
   show(task);

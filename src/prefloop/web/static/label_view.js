@@ -75,7 +75,7 @@ export function showProgress(done, left) {
   part("progress-text").textContent = left < 10 ? `${done} done, ${left} left` : `${done} done, about ${rounded(left)} left`;
 }
 
-/** An exact number would tell a gold pair, which is not counted, from any other. */
+/** What is far is not known exactly: others are at work too, and some pairs come twice. */
 function rounded(left) {
   const step = left < 100 ? 5 : left < 1000 ? 10 : 100;
   return Math.ceil(left / step) * step;
