@@ -343,7 +343,7 @@ def own_progress(connection: Connection, annotator: str) -> OwnProgress:
 
 
 def _num_expected(settings: ProjectSettings, num_regular: int, *, num_gold: int) -> int:
-    """Gold pairs and repeats among so many other tasks; where there is no gold pair, an ordinary one takes its place."""
+    """Gold pairs and repeats among so many other tasks. Without gold pairs, ordinary ones take their place."""
     gold_share = settings.gold_share if num_gold else 0.0
     # With no share left for ordinary pairs they come where gold pairs and repeats run out; then nothing can be said.
     regular_share = max(1.0 - gold_share - settings.repeat_share, 0.1)

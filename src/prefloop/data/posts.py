@@ -182,7 +182,8 @@ class _Reading:
             listed = ", ".join(f"{name} ({count:,})" for name, count in self.sites.most_common(NUM_SITES_NAMED))
             more = f" and {len(self.sites) - NUM_SITES_NAMED:,} more" if len(self.sites) > NUM_SITES_NAMED else ""
             raise DataError(
-                f"filters.sites names {', '.join(unknown)}, but no post is of that site; there are posts of {listed}{more}."
+                f"filters.sites names {', '.join(unknown)}, but no post is of that site; "
+                f"there are posts of {listed}{more}."
             )
 
     def finished(self) -> list[Post]:

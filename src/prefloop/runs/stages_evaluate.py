@@ -82,8 +82,8 @@ def no_better_than_length(figures: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the reward model orders {figures['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {figures['n']:,} held-out pairs "
-        f"right, and length alone {by_length:.1%}: nothing shows that it hears more than length. Compare the lengths of "
-        "the policies' answers, and let people or another kind of judge decide between them"
+        f"right, and length alone {by_length:.1%}: nothing shows that it hears more than length. Compare the lengths "
+        "of the policies' answers, and let people or another kind of judge decide between them"
     )
 
 
