@@ -109,7 +109,7 @@ def test_a_newer_store_is_left_to_a_newer_prefloop(store_location: str) -> None:
     with database.writing() as connection:
         connection.execute(text("UPDATE project SET schema_version = 99"))
     database.close()
-    with pytest.raises(DataError, match="version 99 of the label store, and this prefloop reads version 1"):
+    with pytest.raises(DataError, match="version 99 of the label store, and this prefloop reads version 2"):
         open_store(store_location)
 
 

@@ -62,16 +62,16 @@ TWICE = (
         (["UPDATE pairs SET num_labels = 0 WHERE num_labels = 2"], ["wrong count of them", "open though"]),
         (["UPDATE pairs SET open_position = NULL WHERE num_labels < 2"], ["open though they have enough labels"]),
         ([ONE_LABEL_PER_PAIR], ["more labels than", "open though"]),
-        (["UPDATE accounts SET num_labels = 7 WHERE name = 'Ben'"], ["1 people .* count of labels: 'Ben'"]),
+        (["UPDATE project SET num_open_pairs = 7"], ["project has a wrong count of pairs"]),
         (["UPDATE project SET num_regular_pairs = 7"], ["wrong count of pairs"]),
         (["UPDATE tasks SET label_event = NULL WHERE label_event = 2"], ["1 tasks do not follow"]),
         (["UPDATE tasks SET revision = 9 WHERE label_event = 2"], ["1 tasks do not follow"]),
-        (["DELETE FROM events WHERE id = 2"], ["1 tasks do not follow", "wrong count of them", "count of labels"]),
+        (["DELETE FROM events WHERE id = 2"], ["1 tasks do not follow", "wrong count of them"]),
         (["UPDATE events SET choice = 'tie' WHERE id = 2"], ["1 tasks do not follow", "name the other side"]),
         (["UPDATE events SET pair_ref = 6 WHERE id = 2"], ["not about the pair"]),
         (["DELETE FROM events WHERE id IN (1, 5)"], ["1 events take back a label that was not there"]),
         ([one.format(account=3, event_account=1) for one in TWICE], ["1 people have two labels that stand"]),
-        ([one.format(account=3, event_account=3) for one in TWICE], ["more labels than", "count of labels: 'Cy'"]),
+        ([one.format(account=3, event_account=3) for one in TWICE], ["more labels than"]),
     ],
 )  # fmt: skip
 def test_a_planted_fault_is_found(store_location: str, faults: list[str], found: list[str]) -> None:
@@ -90,7 +90,7 @@ def _matches(pattern: str, problem: str) -> bool:
 
 def test_many_examples_are_cut_short(store_location: str) -> None:
     project(store_location, num_pairs=9).close()
-    plant(store_location, "UPDATE pairs SET open_position = NULL")
+    plant(store_location, "UPDATE pairs SET open_position = NULL", "UPDATE project SET num_open_pairs = 0")
     with open_store(store_location) as store:
         (problem,) = store.check()
     assert problem.startswith("9 pairs are open")

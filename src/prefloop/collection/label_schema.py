@@ -25,7 +25,7 @@ from sqlalchemy import (
     table,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x5072664C
 """In the header of every SQLite file of ours ("PrfL"), where the `file` command looks for it too."""
 
@@ -38,6 +38,7 @@ project = Table(
     Column("schema_version", Integer, nullable=False),
     Column("settings", Text, nullable=False),
     Column("num_regular_pairs", Integer, nullable=False),
+    Column("num_open_pairs", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
 )
 
@@ -53,7 +54,6 @@ accounts = Table(
     Column("password_hash", Text),
     Column("link_hash", Text, unique=True),
     Column("num_tasks", Integer, nullable=False, default=0),
-    Column("num_labels", Integer, nullable=False, default=0),
 )
 
 sessions = Table(

@@ -34,10 +34,8 @@ _FOLLOW_OPEN = text(
     "UPDATE pairs SET open_position = CASE WHEN gold_choice IS NULL AND num_labels < :k THEN position END "
     "WHERE id IN (SELECT pair_ref FROM events WHERE id > :after)"
 )
-_FOLLOW_ACCOUNTS = text(
-    "UPDATE accounts SET num_labels = (SELECT count(*) FROM tasks WHERE tasks.account_ref = accounts.id "
-    "AND kind = 'regular' AND label_choice <> 'skip') "
-    "WHERE id IN (SELECT account_ref FROM events WHERE id > :after)"
+_FOLLOW_PROJECT = text(
+    "UPDATE project SET num_open_pairs = (SELECT count(*) FROM pairs WHERE open_position IS NOT NULL)"
 )
 _OVERFULL = text("SELECT pair_id, num_labels FROM pairs WHERE num_labels > :k ORDER BY position LIMIT 1")
 
@@ -82,9 +80,10 @@ def import_labels(connection: Connection, labels: Sequence[LabelEvent], settings
     if rows:
         connection.execute(insert(schema.events), rows)
     k = settings.annotators_per_pair
-    for statement in (_FOLLOW_TASKS, _FOLLOW_PAIRS, _FOLLOW_ACCOUNTS):
+    for statement in (_FOLLOW_TASKS, _FOLLOW_PAIRS):
         connection.execute(statement, {"after": before})
     connection.execute(_FOLLOW_OPEN, {"after": before, "k": k})
+    connection.execute(_FOLLOW_PROJECT)
     overfull = connection.execute(_OVERFULL, {"k": k}).one_or_none()
     if overfull is not None:
         raise DataError(

@@ -150,19 +150,18 @@ _COUNT_TASKS = (
     .values(num_tasks=schema.accounts.c.num_tasks + bindparam("num"))
 )
 
-_NUM_OPEN = select(func.count()).where(_pairs.open_position.is_not(None)).scalar_subquery()
 _PROGRESS = select(
     schema.project.c.settings,
     schema.project.c.num_regular_pairs,
-    _NUM_OPEN.label("num_open"),
-    select(func.coalesce(func.sum(schema.accounts.c.num_labels), 0)).scalar_subquery().label("num_labels"),
+    schema.project.c.num_open_pairs,
+    select(func.coalesce(func.sum(_pairs.num_labels), 0)).scalar_subquery().label("num_labels"),
 )
 _is_regular = _tasks.kind == "regular"
 _OWN_PROGRESS = (
     select(
         schema.project.c.settings,
+        schema.project.c.num_open_pairs,
         schema.accounts.c.id,
-        _NUM_OPEN.label("num_open"),
         select(func.count()).where(_pairs.gold_choice.is_not(None)).scalar_subquery().label("num_gold"),
         func.count(_tasks.id).label("num_done"),
         func.count().filter(_is_regular).label("num_regular_done"),
@@ -172,7 +171,7 @@ _OWN_PROGRESS = (
     .join(schema.accounts, schema.accounts.c.name_key == bindparam("key"))
     .outerjoin(schema.tasks, and_(_tasks.account_ref == schema.accounts.c.id, _tasks.label_event.is_not(None)))
     .outerjoin(schema.pairs, _pairs.id == _tasks.pair_ref)
-    .group_by(schema.project.c.settings, schema.accounts.c.id)
+    .group_by(schema.project.c.settings, schema.project.c.num_open_pairs, schema.accounts.c.id)
 )
 
 _Row = Row[*tuple[Any, ...]]
@@ -322,7 +321,7 @@ def progress(connection: Connection) -> Progress:
     row = connection.execute(_PROGRESS).one()
     return Progress(
         num_pairs=row.num_regular_pairs,
-        num_pairs_complete=row.num_regular_pairs - row.num_open,
+        num_pairs_complete=row.num_regular_pairs - row.num_open_pairs,
         num_labels=int(row.num_labels),
         num_labels_wanted=row.num_regular_pairs * settings_from_text(row.settings).annotators_per_pair,
     )
@@ -333,7 +332,7 @@ def own_progress(connection: Connection, annotator: str) -> OwnProgress:
     row = connection.execute(_OWN_PROGRESS, {"key": name_key(check_name(annotator))}).one_or_none()
     if row is None:
         raise DataError(f"There is no account called {annotator!r}. Add it to the project first.")
-    num_left = row.num_open - row.num_open_done
+    num_left = row.num_open_pairs - row.num_open_done
     if num_left:
         expected = _num_expected(
             settings_from_text(row.settings), num_left + row.num_regular_done, num_gold=row.num_gold

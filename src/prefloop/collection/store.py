@@ -161,8 +161,8 @@ class LabelStore(Accounts):
             if in_order:
                 connection.execute(insert(schema.pairs), in_order)
             num_regular = sum(row["gold_choice"] is None for row in in_order)
-            project = schema.project
-            connection.execute(update(project).values(num_regular_pairs=project.c.num_regular_pairs + num_regular))
+            counts = (schema.project.c.num_regular_pairs, schema.project.c.num_open_pairs)
+            connection.execute(update(schema.project).values({count: count + num_regular for count in counts}))
         return AddedPairs(len(new), len(rows) - len(new))
 
     def pairs(self) -> list[StoredPair]:
@@ -309,6 +309,7 @@ class LabelStore(Accounts):
                 "schema_version": schema.SCHEMA_VERSION,
                 "settings": settings_to_text(settings or ProjectSettings.model_validate({})),
                 "num_regular_pairs": 0,
+                "num_open_pairs": 0,
                 "created_at": time.time(),
             }
             connection.execute(insert(schema.project), row)

@@ -45,15 +45,10 @@ _QUESTIONS = (
         WHERE b.task_ref = e.task_ref AND b.revision < e.revision ORDER BY b.revision DESC LIMIT 1), '') <> 'label'""",
     ),
     (
-        "{num} people have a wrong count of labels",
-        """SELECT a.name FROM accounts a LEFT JOIN (SELECT account_ref, count(*) AS num FROM current_labels
-        WHERE kind = 'regular' AND choice <> 'skip' GROUP BY account_ref) l ON l.account_ref = a.id
-        WHERE coalesce(l.num, 0) <> a.num_labels""",
-    ),
-    (
         "{num} project has a wrong count of pairs",
         """SELECT 'the project' FROM project
-        WHERE num_regular_pairs <> (SELECT count(*) FROM pairs WHERE gold_choice IS NULL)""",
+        WHERE num_regular_pairs <> (SELECT count(*) FROM pairs WHERE gold_choice IS NULL)
+        OR num_open_pairs <> (SELECT count(*) FROM pairs WHERE open_position IS NOT NULL)""",
     ),
 )
 

@@ -78,11 +78,7 @@ _COUNT_FOR_PAIR = (
     .where(_pairs.id == bindparam("pair_ref"))
     .values(num_labels=bindparam("num"), open_position=bindparam("open_at"))
 )
-_COUNT_FOR_PERSON = (
-    update(schema.accounts)
-    .where(schema.accounts.c.id == bindparam("me"))
-    .values(num_labels=schema.accounts.c.num_labels + bindparam("change"))
-)
+_COUNT_OPEN = update(schema.project).values(num_open_pairs=schema.project.c.num_open_pairs + bindparam("change"))
 
 
 def submit(connection: Connection, person: Person, submission: Submission, *, now: float) -> Receipt:
@@ -175,10 +171,13 @@ def _counts(kind: str, choice: str | None) -> int:
 def _count(connection: Connection, person: Person, task: _Row, *, change: int) -> None:
     if change == 0:
         return
+    k = person.settings.annotators_per_pair
     num = task.num_labels + change
-    open_at = task.position if num < person.settings.annotators_per_pair else None
+    open_at = task.position if num < k else None
     connection.execute(_COUNT_FOR_PAIR, {"pair_ref": task.pair_ref, "num": num, "open_at": open_at})
-    connection.execute(_COUNT_FOR_PERSON, {"me": person.ref, "change": change})
+    opened = int(num < k) - int(task.num_labels < k)
+    if opened:
+        connection.execute(_COUNT_OPEN, {"change": opened})
 
 
 def _replayed_label(earlier: _Row, person: Person, submission: Submission) -> Receipt:
