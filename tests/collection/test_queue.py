@@ -22,12 +22,14 @@ def test_pairs_come_in_the_queue_s_order_and_a_reload_shows_the_same(store_locat
         order = [one.comparison.pair_id for one in store.pairs()]
         first = store.next_tasks("Ada", num=2, now=100.0)
         assert [task.pair_id for task in first] == order[:2]
-        again = store.next_tasks("Ada", num=4, now=150.0)
+        soon = store.next_tasks("Ada", num=2, now=100.0 + store.settings.lease_seconds / 4)
+        assert soon == first
+        again = store.next_tasks("Ada", num=4, now=400.0)
         assert [task.pair_id for task in again] == order[:4]
         assert [task.task_id for task in again[:2]] == [task.task_id for task in first]
         assert {task.expires_at for task in first} == {100.0 + store.settings.lease_seconds}
-        assert {task.expires_at for task in again} == {150.0 + store.settings.lease_seconds}
-        assert store.next_tasks("Ada", num=1, now=160.0)[0].task_id == first[0].task_id
+        assert {task.expires_at for task in again} == {400.0 + store.settings.lease_seconds}
+        assert store.next_tasks("Ada", num=1, now=410.0)[0].task_id == first[0].task_id
         assert store.next_tasks("Ada", num=0) == []
 
 

@@ -28,6 +28,9 @@ MAX_TASKS_AT_ONCE = 100
 REPEAT_AFTER_TASKS = 5
 """A pair comes back no sooner than this many tasks after the person labelled it."""
 
+RENEW_AFTER_SHARE = 0.25
+"""Of a lease's time; renewing with every label would write three rows more for each."""
+
 GIVE_OUT_LOCK = 0x7072656601
 """The number of PostgreSQL's advisory lock for giving out pairs."""
 _WAIT_FOR_TURN = text("SELECT pg_advisory_xact_lock(:number)")
@@ -49,6 +52,7 @@ _TASK_COLUMNS = (
     _tasks.kind,
     _tasks.swapped,
     _tasks.sequence,
+    _tasks.expires_at,
     _pairs.content,
 )
 _OWN_LEASES = (
@@ -211,7 +215,9 @@ def person_at_work(connection: Connection, annotator: str) -> Person:
 
 
 def next_tasks(connection: Connection, person: Person, *, num: int, now: float) -> list[Task]:
-    """The person's live leases, renewed, and then new tasks, up to `num` in all; fewer when the queue has no more.
+    """The person's live leases and then new tasks, up to `num` in all; fewer when the queue has no more.
+
+    Leases are renewed together once a quarter of the oldest one's time is over: each then has three quarters left.
 
     Raises DataError for `num` outside 0 to 100.
     """
@@ -222,7 +228,9 @@ def next_tasks(connection: Connection, person: Person, *, num: int, now: float) 
     until = now + person.settings.lease_seconds
     me = {"me": person.ref, "now": now}
     leased = connection.execute(_OWN_LEASES, me).all()
-    if leased:
+    oldest = min((row.expires_at for row in leased), default=until)
+    is_renewed = until - oldest > RENEW_AFTER_SHARE * person.settings.lease_seconds
+    if is_renewed:
         connection.execute(_RENEW, {**me, "until": until})
     new: list[_Given] = []
     if len(leased) < num:
@@ -230,7 +238,8 @@ def next_tasks(connection: Connection, person: Person, *, num: int, now: float) 
             connection.execute(_WAIT_FOR_TURN, {"number": GIVE_OUT_LOCK})
         new = _new_tasks(connection, person, num=num - len(leased), now=now)
         _give(connection, person, new, until=until)
-    return [task_from_row(row, expires_at=until) for row in [*leased[:num], *new]]
+    kept = [task_from_row(row, expires_at=until if is_renewed else row.expires_at) for row in leased[:num]]
+    return kept + [task_from_row(one, expires_at=until) for one in new]
 
 
 def _new_tasks(connection: Connection, person: Person, *, num: int, now: float) -> list[_Given]:

@@ -171,7 +171,7 @@ class LabelStore(Accounts):
             return [pair_from_row(row) for row in connection.execute(select(schema.pairs).order_by("position"))]
 
     def next_tasks(self, annotator: str, *, num: int = 1, now: float | None = None) -> list[Task]:
-        """Up to `num` tasks for this person: those it holds already, leases renewed, and then new ones.
+        """Up to `num` tasks for this person: those it holds already, and then new ones.
 
         Fewer, or none, come back when the queue has no more for this person just now. Raises DataError for an account
         that does not exist or is not active, and for `num` outside 0 to 100.

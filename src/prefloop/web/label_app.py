@@ -1,11 +1,11 @@
 """The label server as an application: pages for people, and JSON for the page and for programs.
 
-Routes check who is asking by themselves, each with a dependency of its own; `label_security` has the rules. A label is
-answered after it is stored for good, with the next tasks in the same answer.
+Every route finds out who is asking before it does anything; `label_security` has the rules. A label is answered after
+it is stored for good, with the next tasks in the same answer.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from prefloop import __version__
-from prefloop.collection.label_records import Account, Receipt, Submission, Task
+from prefloop.collection.label_records import Account, Submission, Task
 from prefloop.collection.store import LabelStore
 from prefloop.collection.stored_rows import check_submission, check_text
 from prefloop.contracts import Settings
@@ -48,6 +48,8 @@ SIGN_IN_ATTEMPTS_PER_NAME = 5
 SIGN_IN_ATTEMPTS_PER_ADDRESS = 30
 PASSWORDS_CHECKED_AT_ONCE = 2
 """Each check takes 128 MiB and most of a second of a core."""
+LABELS_AT_ONCE = 4
+"""Only one thread runs Python and only one transaction gives out pairs: more of them only stand in each other's way."""
 
 STATIC_TYPES = {".js": "text/javascript", ".css": "text/css"}
 
@@ -245,6 +247,17 @@ def _with_session(answer: Response, gate: Gate, account: Account, request: Reque
 def _add_labelling(app: FastAPI, gate: Gate) -> None:
     store = gate.store
     annotator, sent = Depends(gate.annotator), Depends(read_body)
+    turns = CapacityLimiter(LABELS_AT_ONCE)
+
+    async def at_store(request: Request, work: Callable[[Person], dict[str, Any]]) -> Response:
+        """Finds out who asks, does the work for that person, and answers with what it gives and the progress."""
+
+        def whole() -> Response:
+            person = gate.annotator(request)
+            return json_response({**work(person), "progress": asdict(store.own_progress(person.name))})
+
+        return await to_thread.run_sync(whole, limiter=turns)
+
     # Browsers keep what is not sent yet under it: two projects served in turn at one address must not mix.
     place = store.location if "://" in store.location else str(Path(store.location).resolve())
     project_id = hashlib.sha256(place.encode()).hexdigest()[:16]
@@ -265,33 +278,40 @@ def _add_labelling(app: FastAPI, gate: Gate) -> None:
         )
 
     @app.post("/api/next")
-    def next_tasks(person: Annotated[Person, annotator], body: Annotated[bytes, sent]) -> Response:
-        tasks = store.next_tasks(person.name, num=parsed(NextBody, body).num)
-        return _answer(store, person, tasks=_for_page(tasks))
+    async def next_tasks(request: Request, body: Annotated[bytes, sent]) -> Response:
+        def work(person: Person) -> dict[str, Any]:
+            return {"tasks": _for_page(store.next_tasks(person.name, num=parsed(NextBody, body).num))}
+
+        return await at_store(request, work)
 
     @app.post("/api/labels")
-    def submit(person: Annotated[Person, annotator], body: Annotated[bytes, sent]) -> Response:
-        asked = parsed(LabelBody, body)
-        # What was checked a line above needs no second check.
-        submission = Submission.model_construct(**asked.model_dump(exclude={"num_next"}))
-        with _content_checked():
-            check_submission(submission)
-        receipt, tasks = store.submit_and_next(person.name, submission, num_next=asked.num_next)
-        return _answer(store, person, receipt=_receipt(receipt), tasks=_for_page(tasks))
+    async def submit(request: Request, body: Annotated[bytes, sent]) -> Response:
+        def work(person: Person) -> dict[str, Any]:
+            asked = parsed(LabelBody, body)
+            # What was checked a line above needs no second check.
+            submission = Submission.model_construct(**asked.model_dump(exclude={"num_next"}))
+            with _content_checked():
+                check_submission(submission)
+            receipt, tasks = store.submit_and_next(person.name, submission, num_next=asked.num_next)
+            return {"receipt": asdict(receipt), "tasks": _for_page(tasks)}
+
+        return await at_store(request, work)
 
     @app.post("/api/undo")
-    def undo(person: Annotated[Person, annotator], body: Annotated[bytes, sent]) -> Response:
-        submission_id = parsed(UndoBody, body).submission_id
-        with _content_checked():
-            check_text(submission_id, "The submission_id of an undo")
-        undone = store.undo(person.name, submission_id)
-        previous = {"choice": undone.choice, "strength": undone.strength, "rationale": undone.rationale}
-        receipt = _receipt(undone.receipt)
-        return _answer(store, person, receipt=receipt, task=undone.task.for_page(), previous=previous)
+    async def undo(request: Request, body: Annotated[bytes, sent]) -> Response:
+        def work(person: Person) -> dict[str, Any]:
+            submission_id = parsed(UndoBody, body).submission_id
+            with _content_checked():
+                check_text(submission_id, "The submission_id of an undo")
+            undone = store.undo(person.name, submission_id)
+            previous = {"choice": undone.choice, "strength": undone.strength, "rationale": undone.rationale}
+            return {"receipt": asdict(undone.receipt), "task": undone.task.for_page(), "previous": previous}
+
+        return await at_store(request, work)
 
     @app.get("/api/progress")
-    def progress(person: Annotated[Person, annotator]) -> Response:
-        return _answer(store, person)
+    async def progress(request: Request) -> Response:
+        return await at_store(request, lambda _person: {})
 
 
 @contextmanager
@@ -301,14 +321,6 @@ def _content_checked() -> Iterator[None]:
         yield
     except DataError as problem:
         raise RequestRefusedError(422, "malformed", str(problem)) from None
-
-
-def _answer(store: LabelStore, person: Person, **content: Any) -> Response:
-    return json_response({**content, "progress": asdict(store.own_progress(person.name))})
-
-
-def _receipt(receipt: Receipt) -> dict[str, Any]:
-    return asdict(receipt)
 
 
 def _for_page(tasks: list[Task]) -> list[dict[str, Any]]:
