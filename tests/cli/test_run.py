@@ -196,9 +196,12 @@ def test_the_table_fits_80_columns_with_every_word_whole(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     row = {"success_rate": 1.0, "ci95": (0.995, 1.0), "n": 1200, "kl_from_reference": 12.01, "kl_is_bound": True}
-    policy_table({"ppo_unguarded": row | {"mean_response_tokens": 128.5, "distinct_2": 0.123}})
+    row |= {"mean_response_tokens": 128.5, "distinct_2": 0.123}
+    policy_table({"ppo_unguarded": row, "a_policy_with_a_long_name": row})
     shown = capsys.readouterr().out
     assert "…" not in shown
+    assert "a_policy_with_a_long_name" in "".join(line[:17].strip() for line in shown.splitlines())
+    assert shown.count("99.5–100.0 %") == 2
     assert re.search(r"ppo_unguarded +100\.0 % +99\.5–100\.0 % +1,200 +≤ 12\.01 +128\.5 +0\.123", shown)
     assert all(
         name in shown for name in ("policy", "success", "95 % interval", "n", "KL (nats)", "tokens", "distinct-2")

@@ -103,13 +103,15 @@ def test_settings_changed_elsewhere_are_in_force_here(store_location: str) -> No
         assert store.next_tasks("Ada", now=100.0)[0].expires_at == 107.0
 
 
-def test_a_newer_store_is_left_to_a_newer_prefloop(store_location: str) -> None:
+@pytest.mark.parametrize(("version", "advice"), [(99, "or a newer one"), (1, "and import the labels into a new store")])
+def test_a_store_of_another_version_is_left_to_its_prefloop(store_location: str, version: int, advice: str) -> None:
     open_store(store_location).close()
     database = open_database(store_location, must_exist=True)
     with database.writing() as connection:
-        connection.execute(text("UPDATE project SET schema_version = 99"))
+        connection.execute(text("UPDATE project SET schema_version = :version"), {"version": version})
     database.close()
-    with pytest.raises(DataError, match="version 99 of the label store, and this prefloop reads version 2"):
+    wanted = rf"version {version} of the label store, and this prefloop reads version 2\. .* {advice}"
+    with pytest.raises(DataError, match=wanted):
         open_store(store_location)
 
 

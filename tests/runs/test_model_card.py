@@ -185,7 +185,9 @@ def test_the_weights_are_counted(finished: Path) -> None:
 
 def test_an_alarm_of_the_training_is_a_limit(finished: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "out"))
-    (copy / "ppo" / "alarms.json").write_text(json.dumps([{"step": 2, "message": "the judge fell"}]), encoding="utf-8")
+    (copy / "ppo" / "alarms.json").write_text(
+        json.dumps([{"stage": "ppo", "step": 2, "message": "the judge fell"}]), encoding="utf-8"
+    )
     assert "the judge fell" in section(model_card(copy / "ppo", copy / "ppo" / "final"), "Limits")
 
 

@@ -15,6 +15,7 @@ from prefloop.errors import DataError, ModelError, SettingsError
 from prefloop.models.scalar_heads import ScalarModel
 from prefloop.records import Completion
 from prefloop.runs import stages_train
+from prefloop.runs.model_card import complete_cards
 from prefloop.runs.pipeline import run_pipeline
 from prefloop.runs.plan import FILES, MODELS, check, plan, references
 from prefloop.runs.progress import Progress
@@ -349,8 +350,17 @@ def test_a_reward_model_must_be_clearly_above_length_alone(
     assert found is None or f"70.0% [{low:.1%}, 80.0%] of 90 held-out pairs right" in found
 
 
-def test_what_nobody_must_miss_is_said_kept_and_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_must_miss_is_said_kept_and_summed_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Answers that are all cut, and a reward model beside pairs in which the longer answer always wins."""
+    cards = []
+
+    def look_first(made: Pipeline, folder: Path) -> None:
+        cards.append((folder / "ppo" / "final" / "README.md").read_text())
+        complete_cards(made, folder)
+
+    monkeypatch.setattr("prefloop.runs.pipeline.complete_cards", look_first)
     recipe = tutorials()
     held_out = tmp_path / "pairs.jsonl"
     row = {"chosen": "Take a pot and fill it with soil.", "rejected": "Take a pot."}
@@ -371,3 +381,22 @@ def test_what_nobody_must_miss_is_said_kept_and_summed_up(tmp_path: Path, capsys
     assert f"ALARM in ppo: {cut}" in said
     assert f"ALARM in report: {length}" in said
     assert json.loads((tmp_path / "out" / "report" / "alarms.json").read_text()) == summary["alarms"][1:]
+    # The card of a single run is written once, when its training ends; evaluations come later.
+    assert f"An alarm of its training: {cut}" in cards[0]
+    assert f"An alarm of its training: {cut}" in (tmp_path / "out" / "ppo" / "final" / "README.md").read_text()
+    assert f"An alarm of its evaluation: {length}" in (tmp_path / "out" / "reward" / "final" / "README.md").read_text()
+
+
+def test_while_a_pipeline_is_made_anew_there_is_no_old_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = world_and_sft(2)
+    run(recipe, tmp_path / "out")
+    run(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "summary.json").exists()
+
+    def fail(*_: object) -> None:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr("prefloop.runs.pipeline._run_stage", fail)
+    with pytest.raises(DataError, match="the disk is full"):
+        run(recipe | {"seed": 4}, tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists()

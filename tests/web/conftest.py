@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from report_examples import SUMMARY, ppo_rows, write_stage
+from report_examples import ALARMS, SUMMARY, ppo_rows, write_stage
 
 from prefloop.contracts import Sample
 from prefloop.records import Message
@@ -41,7 +41,7 @@ def pipeline_folder(tmp_path: Path) -> Path:
     write_stage(path / "dpo", "dpo", parents=(Parent("policy", "../sft/final", "2" * 64),))
     parents = (Parent("policy", "../sft/final", "3" * 64), Parent("reward", "../reward_model/final", "4" * 64))
     write_stage(path / "ppo", "ppo", parents=parents, rows=ppo_rows(turns_at=24))
-    write_stage(path / "ppo_unguarded", "ppo", parents=parents, rows=ppo_rows(turns_at=10))
+    write_stage(path / "ppo_unguarded", "ppo", parents=parents, rows=ppo_rows(turns_at=10), alarms=ALARMS)
     kinds = ("sft", "collection", "reward_modelling", "dpo", "ppo", "ppo")
     stages = [
         {"name": name, "kind": kind, "folder": name, "state": "finished", "seconds": 12.5 * number}
@@ -68,7 +68,8 @@ def pipeline_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """One PPO run with samples over time."""
-    run = write_stage(tmp_path / "ppo", "ppo", rows=ppo_rows(turns_at=10))
+    alarms = [{"stage": "ppo", "step": None, "message": "Most answers were cut."}]
+    run = write_stage(tmp_path / "ppo", "ppo", rows=ppo_rows(turns_at=10), alarms=alarms)
     prompts = ("How do I mend a tyre?", (Message("system", "Be brief."), Message("user", "Why is the sky blue?")))
     for step in (0, 12, 24):
         samples = [

@@ -9,6 +9,9 @@ from prefloop.runs.folder import Parent, RunFolder
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)></style>\"><a href='javascript:alert(3)'>$x_{1}$</a>"
 
+ALARMS: list[dict[str, Any]] = [
+    {"stage": "ppo_unguarded", "step": 16, "message": "The score rose to 3.10 while the judge fell to 63 %."}
+]
 SUMMARY: dict[str, Any] = {
     "dataset": {
         "pairs": 3072,
@@ -111,9 +114,7 @@ SUMMARY: dict[str, Any] = {
         },
     },
     "wall_seconds": {"sft": 61.0},
-    "alarms": [
-        {"stage": "ppo_unguarded", "step": 16, "message": "The score rose to 3.10 while the judge fell to 63 %."}
-    ],
+    "alarms": ALARMS,
     "samples": [
         {
             "prompt": f"How do I repot a fern without hurting it? ({number})",
@@ -142,7 +143,12 @@ CONFIG = "algorithm:\n  name: ppo\n  kl_budget: 12.0\n  num_evaluation_samples: 
 
 
 def write_stage(
-    path: Path, algorithm: str, *, parents: tuple[Parent, ...] = (), rows: list[dict[str, Any]] | None = None
+    path: Path,
+    algorithm: str,
+    *,
+    parents: tuple[Parent, ...] = (),
+    rows: list[dict[str, Any]] | None = None,
+    alarms: list[dict[str, Any]] | None = None,
 ) -> RunFolder:
     run = RunFolder.create(path, name=path.name, algorithm=algorithm, seed=7, parents=parents)
     run.write_config(CONFIG)
@@ -150,6 +156,8 @@ def write_stage(
         run.append_metrics(row.get("step", number), {key: value for key, value in row.items() if key != "step"})
     audit = {"lines": ["3,072 rows read, 3,070 used, 2 dropped", "  dropped 2: longer than max_length"]}
     (path / "audit.json").write_text(json.dumps(audit), encoding="utf-8")
+    if alarms:
+        (path / "alarms.json").write_text(json.dumps(alarms), encoding="utf-8")
     run.mark("finished")
     return run
 

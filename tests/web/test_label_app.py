@@ -101,7 +101,7 @@ def test_a_label_is_stored_and_the_next_tasks_come_with_the_receipt(store: Label
     }
     assert answer["tasks"][0]["task_id"] == held[1]["task_id"]
     assert len(answer["tasks"]) == 2
-    assert answer["progress"] == {"num_done": 1, "num_left": 5}
+    assert answer["progress"] == {"num_done": 1, "num_left": 5, "is_exact": True}
     assert client.get("/api/progress").json()["progress"] == answer["progress"]
 
 

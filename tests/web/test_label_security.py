@@ -114,6 +114,12 @@ def test_a_stranger_sees_the_way_in_and_nothing_else(client: TestClient, route: 
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize("route", sorted(set(WRITES) & set(GUARDED)), ids=" ".join)
+def test_a_stranger_s_body_is_not_even_read(client: TestClient, route: tuple[str, str]) -> None:
+    too_large, headers = b"x" * 2_000_000, {"Content-Type": "text/plain", "Authorization": "Bearer made-up"}
+    assert client.request(*route, content=too_large, headers=headers).status_code == 401
+
+
 @pytest.mark.parametrize("route", GUARDED, ids=" ".join)
 def test_what_has_ended_lets_nobody_in(store: LabelStore, client: TestClient, route: tuple[str, str]) -> None:
     store.add_account("Cleo", role="admin")

@@ -211,3 +211,18 @@ def test_two_servers_share_a_store(store: LabelStore) -> None:
         ]
     assert tasks[0][0]["task_id"] == tasks[1][0]["task_id"]
     say(store, "Ben")
+
+
+def test_headers_without_end_are_refused(store: LabelStore) -> None:
+    with running_server(store) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {host}:{port}\r\n".encode())
+
+            def send_on() -> None:
+                for _ in range(1_000):
+                    connection.sendall(b"X-More: " + b"x" * 1_000 + b"\r\n")
+                    time.sleep(0.001)
+
+            with pytest.raises(OSError, match=r"reset|Broken pipe"):
+                send_on()

@@ -141,7 +141,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path):
     summary["samples"] = [
         {"prompt": [{"role": HOSTILE, "content": HOSTILE}] * 2, "answers": {HOSTILE: {"text": HOSTILE, "score": 1}}}
     ]
-    summary["alarms"] = [{"stage": HOSTILE, "step": HOSTILE, "message": HOSTILE}]
+    (path / "s/alarms.json").write_text(json.dumps([{"stage": HOSTILE, "step": HOSTILE, "message": HOSTILE}]), "utf-8")
     summary["dataset"]["per_annotator"] = {HOSTILE: {HOSTILE: HOSTILE}}
     summary["judge"] = {"name": HOSTILE, "accuracy": 0.9}
     summary["next_commands"] = [HOSTILE]
@@ -184,11 +184,24 @@ def test_a_single_run_shows_its_own_blocks(run_folder: Path):
     assert "Nested" not in found.text
 
 
-def test_a_run_without_recorded_alarms_computes_them(run_folder: Path):
+def go_on(folder: Path) -> None:
+    """The run is not finished any more."""
+    record = json.loads((folder / "run.json").read_text("utf-8"))
+    (folder / "run.json").write_text(json.dumps(record | {"state": "running"}), "utf-8")
+
+
+def test_alarms_are_those_on_record_and_while_a_run_goes_on_those_of_its_evaluations(run_folder: Path):
+    finished = page(run_folder).text
+    assert "1 alarm: read it" in finished
+    assert "PPO Most answers were cut." in finished
+    go_on(run_folder)
     assert "3 alarms: read them" in page(run_folder).text
-    # What the run itself put on record goes before what can be computed.
-    (run_folder / "summary.json").write_text(json.dumps({"alarms": []}), "utf-8")
-    assert "Alarms" not in page(run_folder).headings
+
+
+def test_a_damaged_record_of_alarms_is_named(run_folder: Path):
+    (run_folder / "alarms.json").write_text("[{", "utf-8")
+    with pytest.raises(RunError, match=r"alarms\.json cannot be read"):
+        render_report(run_folder)
 
 
 def overoptimisation_label(folder: Path) -> str:
@@ -222,6 +235,7 @@ def test_a_chart_without_a_judge_says_what_it_cannot_show(tmp_path: Path):
 
 
 def test_alarms_need_the_number_of_samples_behind_the_judge(run_folder: Path):
+    go_on(run_folder)
     (run_folder / "config.yaml").write_text("algorithm:\n  kl_budget: 12.0\n", "utf-8")
     assert "Alarms" not in page(run_folder).headings
 

@@ -323,7 +323,7 @@ class LabelTerminal:
 
 def _progress_line(progress: OwnProgress) -> str:
     left = progress.num_left
-    about = f"{left}" if left < 10 else f"about {-(-left // 5) * 5}"
+    about = f"{left}" if left == 0 or (progress.is_exact and left < 10) else f"about {-(-left // 5) * 5}"
     return f"{progress.num_done} done, {about} left"
 
 

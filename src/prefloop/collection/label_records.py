@@ -40,7 +40,7 @@ class ProjectSettings(Settings):
     random_share: float = Field(default=0.25, ge=0.25, le=1.0)
     """Share of pairs that keep a random place whatever the order, so that evaluation has an unbiased part."""
     lease_seconds: float = Field(default=900.0, gt=0.0)
-    """How long a pair is kept for the person it was shown to."""
+    """How long a pair is kept for the person it was given to. Who goes on has it kept at least three quarters of it."""
     seed: int = 0
     """Sides, order, gold pairs and repeats are drawn from it."""
 
@@ -140,12 +140,14 @@ class Progress:
 class OwnProgress:
     """How far one person is, in tasks: gold pairs, repeats and skipped pairs count like any other.
 
-    Each answer moves both numbers by one, so neither tells a pair with a known answer from others. `num_left` is what
-    would come if nobody else answered, with the gold pairs and repeats to be expected; 0 when nothing is left.
+    `num_left` is what would come if nobody else answered, 0 when nothing is left. Where gold pairs or repeats are mixed
+    in, it holds those to be expected, is rounded up to a multiple of 5, and `is_exact` is false: that the number stands
+    still tells no pair with a known answer from others.
     """
 
     num_done: int
     num_left: int
+    is_exact: bool
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ On SQLite one writer at a time decides. On PostgreSQL `next_tasks` waits for a l
 count the same free place, and the person's row is locked first by everything the person does.
 """
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ REPEAT_AFTER_TASKS = 5
 
 RENEW_AFTER_SHARE = 0.25
 """Of a lease's time; renewing with every label would write three rows more for each."""
+
+LEFT_STEP = 5
+"""What is left is said in steps of so many where gold pairs or repeats are mixed in."""
 
 GIVE_OUT_LOCK = 0x7072656601
 """The number of PostgreSQL's advisory lock for giving out pairs."""
@@ -160,20 +164,23 @@ _PROGRESS = select(
     schema.project.c.num_open_pairs,
     select(func.coalesce(func.sum(_pairs.num_labels), 0)).scalar_subquery().label("num_labels"),
 )
-_is_regular = _tasks.kind == "regular"
+_is_answered = _tasks.label_event.is_not(None)
 _OWN_PROGRESS = (
     select(
         schema.project.c.settings,
         schema.project.c.num_open_pairs,
         schema.accounts.c.id,
         select(func.count()).where(_pairs.gold_choice.is_not(None)).scalar_subquery().label("num_gold"),
-        func.count(_tasks.id).label("num_done"),
-        func.count().filter(_is_regular).label("num_regular_done"),
-        func.count().filter(_is_regular, _pairs.open_position.is_not(None)).label("num_open_done"),
+        func.count().filter(_is_answered).label("num_done"),
+        func.count().filter(_is_answered, _tasks.kind == "gold").label("num_gold_done"),
+        func.count()
+        .filter(_is_answered, _tasks.kind == "regular", _pairs.open_position.is_not(None))
+        .label("num_open_done"),
+        func.count().filter(_tasks.label_event.is_(None), _tasks.expires_at > bindparam("now")).label("num_held"),
     )
     .select_from(schema.project)
     .join(schema.accounts, schema.accounts.c.name_key == bindparam("key"))
-    .outerjoin(schema.tasks, and_(_tasks.account_ref == schema.accounts.c.id, _tasks.label_event.is_not(None)))
+    .outerjoin(schema.tasks, _tasks.account_ref == schema.accounts.c.id)
     .outerjoin(schema.pairs, _pairs.id == _tasks.pair_ref)
     .group_by(schema.project.c.settings, schema.project.c.num_open_pairs, schema.accounts.c.id)
 )
@@ -336,24 +343,19 @@ def progress(connection: Connection) -> Progress:
     )
 
 
-def own_progress(connection: Connection, annotator: str) -> OwnProgress:
+def own_progress(connection: Connection, annotator: str, *, now: float) -> OwnProgress:
     """How far a person is. Raises DataError for an unknown name."""
-    row = connection.execute(_OWN_PROGRESS, {"key": name_key(check_name(annotator))}).one_or_none()
+    row = connection.execute(_OWN_PROGRESS, {"key": name_key(check_name(annotator)), "now": now}).one_or_none()
     if row is None:
         raise DataError(f"There is no account called {annotator!r}. Add it to the project first.")
+    settings = settings_from_text(row.settings)
+    gold_share = settings.gold_share if row.num_gold else 0.0
     num_left = row.num_open_pairs - row.num_open_done
-    if num_left:
-        expected = _num_expected(
-            settings_from_text(row.settings), num_left + row.num_regular_done, num_gold=row.num_gold
-        )
-        num_left += max(0, expected - (row.num_done - row.num_regular_done))
-    return OwnProgress(row.num_done, num_left)
-
-
-def _num_expected(settings: ProjectSettings, num_regular: int, *, num_gold: int) -> int:
-    """Gold pairs and repeats among so many other tasks. Without gold pairs, ordinary ones take their place."""
-    gold_share = settings.gold_share if num_gold else 0.0
-    # With no share left for ordinary pairs they come where gold pairs and repeats run out; then nothing can be said.
-    regular_share = max(1.0 - gold_share - settings.repeat_share, 0.1)
-    golds = min(num_gold, gold_share / regular_share * num_regular)
-    return int(golds + settings.repeat_share / regular_share * max(0, num_regular - REPEAT_AFTER_TASKS))
+    if gold_share == settings.repeat_share == 0.0:
+        return OwnProgress(row.num_done, num_left, is_exact=True)
+    # With no share left for ordinary pairs, they come where gold pairs and repeats run out.
+    per_pair = 1.0 / max(1.0 - gold_share - settings.repeat_share, 0.1)
+    golds = min(row.num_gold - row.num_gold_done, gold_share * per_pair * num_left)
+    expected = num_left + golds + settings.repeat_share * per_pair * num_left
+    # What is on the screen now may be the last, and not one of the open pairs.
+    return OwnProgress(row.num_done, math.ceil(max(expected, row.num_held) / LEFT_STEP) * LEFT_STEP, is_exact=False)

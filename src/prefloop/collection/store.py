@@ -218,10 +218,10 @@ class LabelStore(Accounts):
         with self._database.reading() as connection:
             return queue.progress(connection)
 
-    def own_progress(self, annotator: str) -> OwnProgress:
+    def own_progress(self, annotator: str, *, now: float | None = None) -> OwnProgress:
         """How far that person is. Raises DataError for an unknown name."""
         with self._database.reading() as connection:
-            return queue.own_progress(connection, annotator)
+            return queue.own_progress(connection, annotator, now=time.time() if now is None else now)
 
     def events(self, after: int = 0) -> list[LabelEvent]:
         """The record, oldest first: every event with an id above `after`.
@@ -318,9 +318,12 @@ class LabelStore(Accounts):
 def _check_version(connection: Connection, location: str) -> None:
     version = connection.execute(select(schema.project.c.schema_version)).scalar_one()
     if version != schema.SCHEMA_VERSION:
+        advice = "Open it with the prefloop that made it, or a newer one."
+        if version < schema.SCHEMA_VERSION:
+            advice = "Export it with the prefloop that made it, and import the labels into a new store."
         raise DataError(
             f"{location} has version {version} of the label store, and this prefloop reads version "
-            f"{schema.SCHEMA_VERSION}. Open it with the prefloop that made it, or a newer one."
+            f"{schema.SCHEMA_VERSION}. {advice}"
         )
 
 

@@ -5,6 +5,7 @@
     metrics.jsonl   one object per step
     samples.jsonl   completions over time
     summary.json    headline figures
+    alarms.json     what nobody must miss, if there is anything
     heartbeat.json  when the run last moved, and in which process
 
 A JSON file is replaced as a whole or not at all. A number that is not finite is written as null. In a JSONL file a last
@@ -27,6 +28,7 @@ from prefloop.errors import RunError
 
 SCHEMA_VERSION = 1
 HEARTBEAT_SECONDS = 10.0
+ALARMS_FILE = "alarms.json"
 
 RunState = Literal["running", "finished", "interrupted", "failed"]
 
@@ -301,3 +303,16 @@ class RunFolder:
         self._last_heartbeat_seconds = time.monotonic()
         beat = {"step": step, "at": _now(), "process_id": os.getpid()}
         replace_atomically(self.path / "heartbeat.json", json_text(beat) + "\n")
+
+
+def read_alarms(place: Path) -> list[dict[str, Any]]:
+    """What a stage has put on record for nobody to miss: `stage`, `step` (or None) and `message` of each.
+
+    Raises RunError for a record that is damaged.
+    """
+    file = place / ALARMS_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        return [{key: one[key] for key in ("stage", "step", "message")} for one in found]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{file} cannot be read ({error!r}); it was changed by hand or damaged.") from error

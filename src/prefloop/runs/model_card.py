@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from safetensors import safe_open
 
-from prefloop.runs.folder import RunFolder, replace_atomically
+from prefloop.runs.folder import RunFolder, read_alarms, replace_atomically
 from prefloop.runs.lineage import Input, Made, beginning, choices, lineage, stage_and_recipe
 from prefloop.runs.loading_example import loading_example
 from prefloop.runs.plan import stage_provenance
@@ -42,6 +42,14 @@ WHO_CHOSE = {
     "people": "people",
     "votes": "votes and accepted answers of people elsewhere",
 }
+
+
+class _Evaluation(NamedTuple):
+    """Where an evaluation lies, its settings, and what it found."""
+
+    place: Path
+    stage: EvaluateReward | EvaluatePolicies
+    found: Mapping[str, Any]
 
 
 def write_card(run: Path, folder: Path) -> None:
@@ -185,8 +193,8 @@ def _people(made: Made) -> str:
 # Figures
 
 
-def _evaluations(run: Path, pipeline: Pipeline) -> list[tuple[EvaluateReward | EvaluatePolicies, dict[str, Any]]]:
-    """The finished evaluations that read this very run: their settings and what they found."""
+def _evaluations(run: Path, pipeline: Pipeline) -> list[_Evaluation]:
+    """The finished evaluations that read this very run."""
     this, found = RunFolder(run), []
     for name, stage in pipeline.stages.items():
         place = run.parent / name
@@ -194,15 +202,13 @@ def _evaluations(run: Path, pipeline: Pipeline) -> list[tuple[EvaluateReward | E
             continue
         read = (stage_provenance(place) or {}).get("parent_runs", {})
         if RunFolder(place).is_finished and read.get(this.name) == this.run_id:
-            found.append((stage, json.loads((place / "summary.json").read_text(encoding="utf-8"))))
+            found.append(_Evaluation(place, stage, json.loads((place / "summary.json").read_text(encoding="utf-8"))))
     return found
 
 
-def _figures(
-    name: str, evaluations: Sequence[tuple[EvaluateReward | EvaluatePolicies, Mapping[str, Any]]]
-) -> str | None:
+def _figures(name: str, evaluations: Sequence[_Evaluation]) -> str | None:
     parts = []
-    for stage, found in evaluations:
+    for _, stage, found in evaluations:
         if isinstance(stage, EvaluatePolicies):
             wanted = [called for called, model in stage.policies.items() if model == name]
             if wanted:
@@ -308,7 +314,7 @@ def _intended_use(kind: str) -> str:
 def _limits(
     made: list[Made],
     run: Path,
-    evaluations: Sequence[tuple[EvaluateReward | EvaluatePolicies, Mapping[str, Any]]],
+    evaluations: Sequence[_Evaluation],
 ) -> str:
     limits = ["No test looked for harmful, false or unfair answers."]
     collected = [found for found in map(choices, made) if found is not None]
@@ -321,13 +327,11 @@ def _limits(
         limits.append("A policy that is trained on its score finds what it overrates; watch it with another judge.")
     if evaluations:
         limits.append("The figures hold for the prompts and the judge that they were measured with.")
-    limits += [f"An alarm of its training: {message}" for message in _alarms(run)]
+    limits += [f"An alarm of its training: {one['message']}" for one in read_alarms(run)]
+    for place, stage, _ in evaluations:
+        if isinstance(stage, EvaluateReward) and stage.reward_model == made[-1].name:
+            limits += [f"An alarm of its evaluation: {one['message']}" for one in read_alarms(place)]
     return "\n".join(f"- {limit}" for limit in limits)
-
-
-def _alarms(run: Path) -> list[str]:
-    file = run / "alarms.json"
-    return [one["message"] for one in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
 
 
 def _versions(run: Path) -> str:

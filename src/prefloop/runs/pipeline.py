@@ -97,6 +97,9 @@ def run_pipeline(pipeline: Pipeline, folder: Path, *, progress: Progress, resume
         try:
             _write_record(pipeline, planned, folder, "running")
             replace_atomically(folder / "config.yaml", to_yaml(pipeline))
+            if any(step.action != DONE for step in planned):
+                # What stands there is about other stages; until the end, there is nothing to sum up.
+                (folder / "summary.json").unlink(missing_ok=True)
             for number, step in enumerate(planned, start=1):
                 progress.note(f"[{number}/{len(planned)}] {step.name} ({step.kind}): {step.action}")
                 _run_stage(pipeline, step, folder, work)

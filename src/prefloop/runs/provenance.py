@@ -37,7 +37,15 @@ def _package_versions() -> dict[str, str]:
         match = re.match(r"[A-Za-z0-9._-]+", requirement)
         if match and "extra ==" not in requirement:
             names.append(match[0])
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: _version(name) for name in names}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        # Whoever takes a package out of an environment has a reason; the run that goes without it says so.
+        return "not installed"
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from prefloop.models.scalar_heads import ScalarModel
 from prefloop.records import Prompt
 from prefloop.rollouts.generate import PolicyGenerator
 from prefloop.rollouts.rewards import ModelReward
-from prefloop.runs.folder import Parent, RunFolder, json_text, replace_atomically
+from prefloop.runs.folder import ALARMS_FILE, Parent, RunFolder, json_text, replace_atomically
 from prefloop.runs.progress import Progress
 from prefloop.runs.stage_settings import Precision, PromptFormat, RecordKind, TooLong
 
@@ -115,12 +115,12 @@ class StageContext:
             self.progress.warn(f"{self.name}: {source.truncation}")
 
     def alarm(self, message: str, *, step: int | None = None, aloud: bool = True) -> None:
-        """What nobody must miss: said now unless not `aloud`, kept in alarms.json for the report and the model card.
+        """What nobody must miss: said now unless not `aloud`, kept for the summary, the report and the model card.
 
         `step` is None for what concerns the stage as a whole.
         """
         self.alarms.append({"stage": self.name, "step": step, "message": message})
-        self.write_json("alarms.json", self.alarms)
+        self.write_json(ALARMS_FILE, self.alarms)
         if aloud:
             self.progress.warn(f"ALARM in {self.name}: {message}")
 

@@ -1,7 +1,7 @@
 """The stages that train: they put an algorithm together from settings and hand it to the loop."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -160,14 +160,27 @@ def run_ppo(settings: PPOStage, context: StageContext) -> None:
         evaluation_prompt_ids=[chat_format.prompt_ids(prompt) for prompt in watched],
         judge=make_judge(settings.judge, context)[0] if settings.judge is not None else None,
     )
-    _run(algorithm, settings, context, chat_format)
-    _raise_alarms(context, num_watched=len(algorithm.evaluation_prompts))
-    _warn_of_cut_answers(settings, context)
-    context.tell_of_cut_texts(scores)
+
+    def look_back() -> None:
+        _raise_alarms(context, num_watched=len(algorithm.evaluation_prompts))
+        _warn_of_cut_answers(settings, context)
+        context.tell_of_cut_texts(scores)
+
+    _run(algorithm, settings, context, chat_format, look_back=look_back)
 
 
-def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, text_format: TextFormat) -> None:
-    """The loop, then final/: staged and renamed, so that what is there is whole."""
+def _run(
+    algorithm: Algorithm,
+    settings: TrainingStage,
+    context: StageContext,
+    text_format: TextFormat,
+    *,
+    look_back: Callable[[], None] | None = None,
+) -> None:
+    """The loop, then final/: staged and renamed, so that what is there is whole.
+
+    `look_back` is called between them, so that the card in final/ holds the alarms that it raises.
+    """
     result = drive(
         algorithm,
         context.folder,
@@ -180,6 +193,8 @@ def _run(algorithm: Algorithm, settings: TrainingStage, context: StageContext, t
     )
     if result.stopped_by is not None:
         context.progress.note(f"  stopped after step {result.steps} of {algorithm.num_steps}: {result.stopped_by}")
+    if look_back is not None:
+        look_back()
     staging, final = context.path / ".final.staging", context.path / "final"
     for abandoned in (staging, final):
         # Left by a process that ended before its stage was marked finished.

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefloop.collection.agreement import agreement_report
 from prefloop.records import Label
+from prefloop.runs.folder import read_alarms
 from prefloop.runs.stage_settings import EvaluatePolicies, EvaluateReward, Pipeline
 from prefloop.runs.stage_settings import Label as LabelStage
 
@@ -26,7 +27,7 @@ def summarise(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
                 summary.setdefault("reward_models", {})[stage.reported_as] = found["reward_model"]
             else:
                 summary |= {key: value for key, value in found.items() if value is not None}
-    summary["alarms"] = _alarms(pipeline, folder)
+    summary["alarms"] = [alarm for name in pipeline.stages for alarm in read_alarms(folder / name)]
     record = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
     summary["wall_seconds"] = {stage["name"]: stage["seconds"] for stage in record["stages"]}
     summary["next_commands"] = [
@@ -84,13 +85,3 @@ def _agreement(labels: list[Label], seed: int, *, sides: list[dict[str, float]])
             for name, one in report.per_annotator.items()
         },
     }
-
-
-def _alarms(pipeline: Pipeline, folder: Path) -> list[dict[str, Any]]:
-    """What nobody must miss, in the order of the stages."""
-    found = []
-    for name in pipeline.stages:
-        place = folder / name / "alarms.json"
-        if place.exists():
-            found += json.loads(place.read_text(encoding="utf-8"))
-    return found

@@ -246,15 +246,18 @@ def _with_session(answer: Response, gate: Gate, account: Account, request: Reque
 
 def _add_labelling(app: FastAPI, gate: Gate) -> None:
     store = gate.store
-    annotator, sent = Depends(gate.annotator), Depends(read_body)
     turns = CapacityLimiter(LABELS_AT_ONCE)
 
-    async def at_store(request: Request, work: Callable[[Person], dict[str, Any]]) -> Response:
-        """Finds out who asks, does the work for that person, and answers with what it gives and the progress."""
+    async def who_asks(request: Request) -> Person:
+        return await to_thread.run_sync(gate.annotator, request, limiter=turns)
+
+    annotator, sent = Depends(who_asks), Depends(read_body)
+
+    async def at_store(person: Person, work: Callable[[], dict[str, Any]]) -> Response:
+        """Does the work for the person, and answers with what it gives and how far the person is."""
 
         def whole() -> Response:
-            person = gate.annotator(request)
-            return json_response({**work(person), "progress": asdict(store.own_progress(person.name))})
+            return json_response({**work(), "progress": asdict(store.own_progress(person.name))})
 
         return await to_thread.run_sync(whole, limiter=turns)
 
@@ -278,15 +281,15 @@ def _add_labelling(app: FastAPI, gate: Gate) -> None:
         )
 
     @app.post("/api/next")
-    async def next_tasks(request: Request, body: Annotated[bytes, sent]) -> Response:
-        def work(person: Person) -> dict[str, Any]:
+    async def next_tasks(person: Annotated[Person, annotator], body: Annotated[bytes, sent]) -> Response:
+        def work() -> dict[str, Any]:
             return {"tasks": _for_page(store.next_tasks(person.name, num=parsed(NextBody, body).num))}
 
-        return await at_store(request, work)
+        return await at_store(person, work)
 
     @app.post("/api/labels")
-    async def submit(request: Request, body: Annotated[bytes, sent]) -> Response:
-        def work(person: Person) -> dict[str, Any]:
+    async def submit(person: Annotated[Person, annotator], body: Annotated[bytes, sent]) -> Response:
+        def work() -> dict[str, Any]:
             asked = parsed(LabelBody, body)
             # What was checked a line above needs no second check.
             submission = Submission.model_construct(**asked.model_dump(exclude={"num_next"}))
@@ -295,11 +298,11 @@ def _add_labelling(app: FastAPI, gate: Gate) -> None:
             receipt, tasks = store.submit_and_next(person.name, submission, num_next=asked.num_next)
             return {"receipt": asdict(receipt), "tasks": _for_page(tasks)}
 
-        return await at_store(request, work)
+        return await at_store(person, work)
 
     @app.post("/api/undo")
-    async def undo(request: Request, body: Annotated[bytes, sent]) -> Response:
-        def work(person: Person) -> dict[str, Any]:
+    async def undo(person: Annotated[Person, annotator], body: Annotated[bytes, sent]) -> Response:
+        def work() -> dict[str, Any]:
             submission_id = parsed(UndoBody, body).submission_id
             with _content_checked():
                 check_text(submission_id, "The submission_id of an undo")
@@ -307,11 +310,11 @@ def _add_labelling(app: FastAPI, gate: Gate) -> None:
             previous = {"choice": undone.choice, "strength": undone.strength, "rationale": undone.rationale}
             return {"receipt": asdict(undone.receipt), "task": undone.task.for_page(), "previous": previous}
 
-        return await at_store(request, work)
+        return await at_store(person, work)
 
     @app.get("/api/progress")
-    async def progress(request: Request) -> Response:
-        return await at_store(request, lambda _person: {})
+    async def progress(person: Annotated[Person, annotator]) -> Response:
+        return await at_store(person, dict)
 
 
 @contextmanager

@@ -78,7 +78,10 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def quiet_server(app: ASGIApp) -> uvicorn.Server:
-    """A server that writes no access log, since paths and headers may hold secrets, and trusts no proxy's headers."""
+    """A server that writes no access log, since paths and headers may hold secrets, and trusts no proxy's headers.
+
+    h11 refuses headers of more than 64 KiB; httptools, which would be taken where it is installed, reads without end.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -88,6 +91,7 @@ def quiet_server(app: ASGIApp) -> uvicorn.Server:
             server_header=False,
             lifespan="off",
             ws="none",
+            http="h11",
             proxy_headers=False,
             timeout_graceful_shutdown=STOP_SECONDS,
         )

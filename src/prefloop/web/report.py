@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefloop.errors import RunError
-from prefloop.runs.folder import RunFolder, replace_atomically
+from prefloop.runs.folder import RunFolder, read_alarms, replace_atomically
 from prefloop.runs.settings import load_yaml
 from prefloop.web import report_blocks as blocks
 from prefloop.web import report_formats as formats
@@ -170,7 +170,7 @@ def _context(
             if formats.group(summary, key)
         ],
         "samples": samples,
-        "alarms": _by_stage(_alarms(stages, summary)),
+        "alarms": _by_stage(_alarms(stages)),
         "overoptimisation": [chart for stage in stages if (chart := overoptimisation(stage)) is not None],
         "dataset": dataset,
         "agreement_chart": blocks.agreement_chart(dataset),
@@ -248,31 +248,20 @@ def _progress_sentence(stage: Stage) -> str:
     return f"{sentence}."
 
 
-def _alarms(stages: Sequence[Stage], summary: Mapping[str, Any]) -> list[StageAlarm]:
-    """Stages that did not end well, then the summary's alarms, or each stage's own where there is no summary yet."""
+def _alarms(stages: Sequence[Stage]) -> list[StageAlarm]:
+    """Stages that did not end well, then what each has on record, or what its evaluations give while it runs."""
     alarms = [
         StageAlarm(stage.name, None, f"This stage is {stage.state}" + (f": {stage.reason}" if stage.reason else "."))
         for stage in stages
         if stage.state in ("failed", "interrupted")
     ]
-    if isinstance(summary.get("alarms"), list):
-        return alarms + [_recorded_alarm(one) for one in formats.groups(summary, "alarms")]
     for stage in stages:
-        recorded = _read_alarms(stage)
-        alarms += recorded or [StageAlarm(stage.name, one.step, one.message) for one in measured_alarms(stage)]
+        if stage.run is not None and stage.run.is_finished:
+            recorded = read_alarms(stage.run.path)
+            alarms += [StageAlarm(str(one["stage"]), one["step"], str(one["message"])) for one in recorded]
+        else:
+            alarms += [StageAlarm(stage.name, one.step, one.message) for one in measured_alarms(stage)]
     return alarms
-
-
-def _read_alarms(stage: Stage) -> list[StageAlarm]:
-    """What a stage has put on record at its end."""
-    file = stage.run.path / "alarms.json" if stage.run else None
-    if file is None or not file.exists():
-        return []
-    return [_recorded_alarm(one) for one in json.loads(file.read_text(encoding="utf-8"))]
-
-
-def _recorded_alarm(one: Mapping[str, Any]) -> StageAlarm:
-    return StageAlarm(str(one.get("stage", "")), one.get("step"), str(one.get("message", "")))
 
 
 def _by_stage(alarms: Sequence[StageAlarm]) -> dict[str, list[StageAlarm]]:

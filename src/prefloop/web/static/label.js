@@ -7,7 +7,7 @@ import * as view from "./label_view.js";
 const TASKS_HELD = 3;
 const FIRST_RETRY_MILLISECONDS = 500;
 const LAST_RETRY_MILLISECONDS = 30000;
-const RENEWAL_MILLISECONDS = 120000;
+const RENEWAL_MILLISECONDS = 60000;
 const LOOK_AGAIN_MILLISECONDS = 20000;
 const NOTICE_MILLISECONDS = 5000;
 const REFUSALS = {
@@ -71,7 +71,7 @@ function pause() {
 function showState() {
   const state = stopped ?? (isOffline ? "offline" : numWaiting() || !progress ? "saving" : "saved");
   view.showState(state, numWaiting());
-  if (progress) view.showProgress(numDone(), Math.max(0, progress.num_left - numWaiting()));
+  if (progress) view.showProgress(numDone(), progress.num_left, progress.is_exact);
   pause();
 }
 

@@ -68,14 +68,14 @@ export function forgetPause() {
   part("pause-title").textContent = "";
 }
 
-export function showProgress(done, left) {
+export function showProgress(done, left, isExact) {
   const bar = part("progress-bar");
   bar.max = Math.max(1, done + left);
   bar.value = done;
-  part("progress-text").textContent = left < 10 ? `${done} done, ${left} left` : `${done} done, about ${rounded(left)} left`;
+  part("progress-text").textContent = left === 0 || (isExact && left < 10) ? `${done} done, ${left} left` : `${done} done, about ${rounded(left)} left`;
 }
 
-/** What is far is not known exactly: others are at work too, and some pairs come twice. */
+/** What is far is not known exactly: others are at work too. */
 function rounded(left) {
   const step = left < 100 ? 5 : left < 1000 ? 10 : 100;
   return Math.ceil(left / step) * step;
