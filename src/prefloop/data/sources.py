@@ -15,6 +15,7 @@ from typing import Any, TypedDict, get_args
 from prefloop.data.record_forms import DUPLICATE, Kind, Record, RowDropped, RowProblem, form_of, with_our_names
 from prefloop.data.row_files import SUFFIXES, Problems, Row, data_suffix, read_file
 from prefloop.errors import DataError, NothingUsableError, SettingsError
+from prefloop.hub import no_vain_waiting
 from prefloop.records import Demonstration, LabelledText, PreferencePair, Prompt, TextExample
 
 SPLIT_NAMES = {"train": ("train",), "test": ("test",), "validation": ("validation", "dev")}
@@ -171,9 +172,12 @@ def _rows_of_hub(name: str, split: str) -> tuple[list[Row], list[SourceFile]]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        with no_vain_waiting():
+            loaded = datasets.load_dataset(name, split=split)
     except Exception as error:  # The loader raises errors of many libraries; each means that there are no rows.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Offline is what we made of a Hub without an address; nobody has switched it on.
+        reason = reason.removesuffix(" (OfflineModeIsEnabled)")
         raise DataError(
             f"The Hub data set {name!r} (split {split}) could not be loaded: {reason.rstrip('.')}. A local file or "
             "folder can be given instead with data=PATH."

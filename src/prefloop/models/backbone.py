@@ -25,6 +25,7 @@ from transformers import (
 
 from prefloop.batches import PackedBatch
 from prefloop.errors import ModelError
+from prefloop.hub import no_vain_waiting
 from prefloop.models.packed_attention import NAME, register
 from prefloop.randomness import derived_seed
 
@@ -232,10 +233,12 @@ def load_reward_model(name_or_path: str) -> PreTrainedModel:
 @contextmanager
 def loading(name_or_path: str, what: str) -> Iterator[None]:
     """Whatever goes wrong while `what` is loaded becomes a ModelError of one sentence."""
+    is_local = Path(name_or_path).exists()
     try:
-        yield
+        with nullcontext() if is_local else no_vain_waiting():
+            yield
     except (OSError, ValueError, KeyError, ImportError) as problem:
-        if Path(name_or_path).exists():
+        if is_local:
             raise ModelError(f"could not load the {what} in {name_or_path}: {_first_line(problem)}") from problem
         raise ModelError(
             f"could not load the {what} '{name_or_path}': it is no local folder, and the Hub cannot be reached or has "
