@@ -2,8 +2,8 @@
 
 import socket
 
-import datasets
 import pytest
+from datasets import config
 from huggingface_hub import constants
 
 from prefloop.data.sources import read_records
@@ -13,7 +13,7 @@ from prefloop.models.backbone import load_tokenizer
 
 
 def flags() -> tuple[bool, bool]:
-    return constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    return constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr("prefloop.hub.getproxies", dict)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
     return names
 
 

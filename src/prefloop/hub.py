@@ -4,6 +4,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -21,7 +22,7 @@ def no_vain_waiting() -> Iterator[None]:
         yield
         return
     # Both read the flag whenever they are about to ask.
-    switches = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
+    switches: list[Any] = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     for switch in switches:
         switch.HF_HUB_OFFLINE = True
