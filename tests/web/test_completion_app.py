@@ -82,7 +82,7 @@ def test_a_completion_goes_on_with_the_text_itself(client: OpenAI, engine: Compl
 
 
 def test_without_a_limit_a_completion_has_sixteen_tokens_and_a_chat_all_the_room(client: OpenAI) -> None:
-    short = client.completions.create(model="tiny", prompt="one")
+    short = client.completions.create(model="tiny", prompt="one", temperature=0)
     assert short.usage is not None
     assert short.usage.completion_tokens == 16
     long = client.chat.completions.create(model="tiny", messages=HELLO, temperature=0)
@@ -320,7 +320,9 @@ def test_a_client_that_goes_away_stops_the_decode(monkeypatch: pytest.MonkeyPatc
     engine = small_engine()
     drawn = slow_down(engine, monkeypatch)
     with served(engine) as url, client_of(url) as client:
-        with client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=60, stream=True) as stream:
+        # Without sampling this model goes on to the limit; a drawn end token would end the wait early.
+        long: Any = {"model": "tiny", "max_tokens": 60, "temperature": 0}
+        with client.chat.completions.create(**long, messages=HELLO, stream=True) as stream:
             next(iter(stream))
         # The next one gets its turn long before the first would have been done.
         begun = time.monotonic()
@@ -329,7 +331,7 @@ def test_a_client_that_goes_away_stops_the_decode(monkeypatch: pytest.MonkeyPatc
         assert len(drawn) < 20
         before = len(drawn)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 60}, timeout=0.15)
+            httpx.post(f"{url}/completions", json=long | {"prompt": "a"}, timeout=0.15)
         client.completions.create(model="tiny", prompt="a", max_tokens=1)
         assert len(drawn) - before < 30
 
@@ -366,7 +368,8 @@ def test_who_leaves_the_line_gives_up_the_place(monkeypatch: pytest.MonkeyPatch)
     engine = small_engine(max_waiting=1)
     slow_down(engine, monkeypatch)
     with served(engine) as url, client_of(url) as client:
-        with client.completions.create(model="tiny", prompt="a", max_tokens=60, stream=True) as stream:
+        asked: Any = {"model": "tiny", "prompt": "a", "max_tokens": 60, "temperature": 0}
+        with client.completions.create(**asked, stream=True) as stream:
             next(iter(stream))
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/completions", json={"model": "tiny", "prompt": "b"}, timeout=0.1)
