@@ -5,6 +5,7 @@ Streams are separate (data order, sampling, dropout, annotators): switching one 
 
 import hashlib
 import random
+from functools import lru_cache
 
 
 def derived_seed(seed: int, stream: str, step: int = 0) -> int:
@@ -28,11 +29,11 @@ def permutation(seed: int, stream: str, epoch: int, *, length: int) -> list[int]
 def batch_indices(seed: int, stream: str, step: int, *, length: int, batch_size: int) -> list[int]:
     """The rows of batch `step`, walking through one permutation after another; a batch may span two epochs."""
     first = step * batch_size
-    epochs: dict[int, list[int]] = {}
-    rows = []
-    for place in range(first, first + batch_size):
-        epoch, offset = divmod(place, length)
-        if epoch not in epochs:
-            epochs[epoch] = permutation(seed, stream, epoch, length=length)
-        rows.append(epochs[epoch][offset])
-    return rows
+    places = (divmod(place, length) for place in range(first, first + batch_size))
+    return [_epoch_order(seed, stream, epoch, length)[offset] for epoch, offset in places]
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, stream: str, epoch: int, length: int) -> tuple[int, ...]:
+    """`permutation`, which is long where the data are many, drawn once for all batches of an epoch."""
+    return tuple(permutation(seed, stream, epoch, length=length))

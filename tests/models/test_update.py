@@ -15,6 +15,7 @@ from prefloop.models.update import (
     load_parameter_state,
     parameter_state,
     require_finite,
+    seed_torch,
 )
 
 
@@ -159,3 +160,10 @@ def test_a_number_that_is_not_finite_is_named() -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         with pytest.raises(TrainingError, match=f"the loss is {bad}"):
             require_finite(bad, "the loss")
+
+
+def test_a_seed_for_every_step_draws_what_torch_s_own_would() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    seed_torch(5)
+    assert torch.equal(torch.rand(3), wanted)

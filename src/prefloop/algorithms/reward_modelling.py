@@ -37,6 +37,7 @@ from prefloop.models.update import (
     load_parameter_state,
     parameter_state,
     require_finite,
+    seed_torch,
 )
 from prefloop.randomness import batch_indices, derived_seed
 
@@ -125,7 +126,7 @@ class RewardModelling(Generic[ModelType]):
         learning_rate = self.update.learning_rate()
         measured = _Measured()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, "dropout", step))
+            seed_torch(derived_seed(self.seed, "dropout", step))
             for part, laid_out in self._batches(groups):
                 hidden = self.model.hidden(laid_out)
                 scores = self.model.at_ends(laid_out, head_dropout=self.config.head_dropout, hidden=hidden)

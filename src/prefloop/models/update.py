@@ -16,6 +16,18 @@ MAX_BAD_STEPS = 3
 """Non-finite steps in a row after which training stops."""
 
 
+def seed_torch(seed: int) -> None:
+    """`torch.manual_seed`, cheap enough for every step.
+
+    On a machine without an accelerator that function still queues a call for each kind of device, with the text of the
+    whole stack: some per cent of a small model's step, and memory that is never given back.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 class OptimizerSettings(Settings):
     """AdamW with warm-up and decay; every algorithm's settings build on these."""
 

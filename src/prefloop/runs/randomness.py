@@ -11,9 +11,10 @@ def seed_global_generators(seed: int, stream: str, step: int) -> None:
     Dropout has no generator of its own, and libraries draw from these as they like.
     """
     import numpy
-    import torch
+
+    from prefloop.models.update import seed_torch
 
     derived = derived_seed(seed, stream, step)
     random.seed(derived)
     numpy.random.seed(derived % 2**32)
-    torch.manual_seed(derived)
+    seed_torch(derived)
