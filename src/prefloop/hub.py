@@ -22,7 +22,9 @@ def no_vain_waiting() -> Iterator[None]:
         yield
         return
     # Both read the flag whenever they are about to ask.
-    switches: list[Any] = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
+    switches: list[Any] = [constants]
+    if "datasets.config" in sys.modules:
+        switches.append(sys.modules["datasets.config"])
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     for switch in switches:
         switch.HF_HUB_OFFLINE = True

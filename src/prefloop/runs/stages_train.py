@@ -162,8 +162,8 @@ def run_ppo(settings: PPOStage, context: StageContext) -> None:
     )
 
     def look_back() -> None:
-        _raise_alarms(context, num_watched=len(algorithm.evaluation_prompts))
-        _warn_of_cut_answers(settings, context)
+        _alarm_of_overoptimisation(context, num_watched=len(algorithm.evaluation_prompts))
+        _alarm_of_cut_answers(settings, context)
         context.tell_of_cut_texts(scores)
 
     _run(algorithm, settings, context, chat_format, look_back=look_back)
@@ -207,7 +207,7 @@ def _run(
     context.folder.add_output("final", final)
 
 
-def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
+def _alarm_of_overoptimisation(context: StageContext, *, num_watched: int) -> None:
     """Where the reward rose while the judge fell. The first one is said aloud; later ones tell little more."""
     rows = [
         {
@@ -225,7 +225,7 @@ def _raise_alarms(context: StageContext, *, num_watched: int) -> None:
         context.alarm(alarm.message, step=alarm.step, aloud=number == 0)
 
 
-def _warn_of_cut_answers(settings: PPOStage, context: StageContext) -> None:
+def _alarm_of_cut_answers(settings: PPOStage, context: StageContext) -> None:
     """Where nearly all answers were cut and therefore scored alike."""
     training = settings.training
     ended = [row["ended_share"] for row in context.folder.read_metrics() if row.get("ended_share") is not None]
